@@ -1,0 +1,28 @@
+/** One medium as it leaves the gate: finished, checked, and held until it is archived. */
+import type { MediumKind } from '@sluice/protocol/manifest'
+import type { HeldBytes } from './scratch.ts'
+import type { SourceFormat } from './sniff.ts'
+
+/** Facts for the manifest; names, offsets and digests come with the archive. */
+export type NormalisedMedium = {
+  kind: MediumKind
+  /** Extension of the name in the archive, without a dot. */
+  extension: 'jpg' | 'png' | 'mp4' | 'flac' | 'wav'
+  /** In ffprobe's words. */
+  codec: string
+  widthPixels?: number
+  heightPixels?: number
+  durationMs?: number
+  frames?: number
+  sampleRateHz?: number
+  channels?: number
+  /** The sound of the film that comes right before it. */
+  soundOfFilm?: true
+  source: { format: SourceFormat; bytes: number }
+  /** Kinds of metadata that were there and are gone, never values. */
+  removed: string[]
+  /** Tool name to version, for the manifest. */
+  tools: Record<string, string>
+  /** Disposed of by whoever holds the medium. */
+  content: HeldBytes
+}

@@ -1,0 +1,777 @@
+/** Carries every submission of a capture host from its files to the receipt for its spool, across crashes and outages. */
+import { createHash } from 'node:crypto'
+import { mkdir } from 'node:fs/promises'
+import path from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
+import {
+  type JobId,
+  type ObligationId,
+  type SubmissionId,
+  jobId,
+  submissionId,
+} from '@sluice/protocol/ids'
+import { type SourcePolicy, isOver } from '@sluice/protocol/job'
+import { limits } from '@sluice/protocol/limits'
+import type { IsolationLevel } from '@sluice/protocol/manifest'
+import type { Grant } from '@sluice/protocol/messages'
+import { newId } from '@sluice/protocol/process/new-id'
+import { backoffMs } from '@sluice/protocol/process/retry'
+import type { CommandOf, ControlLink } from '../control-link.ts'
+import type { Identity } from '../enrol.ts'
+import type { CaptureJob, Journal, JournalData, Submission } from '../journal.ts'
+import { problemOf } from '../problem.ts'
+import { type ReceiptOutbox, signReceipt } from '../receipts.ts'
+import type { ObjectReader } from '../transfer/download.ts'
+import type { ObjectClient } from '../transfer/object-client.ts'
+import { type Bandwidth, uploadSpool } from '../transfer/upload.ts'
+import type { Ffmpeg } from './find-ffmpeg.ts'
+import { openResult } from './open-result.ts'
+import type { Stage } from './present.ts'
+import { type CaptureDuty, nextDuty } from './rules.ts'
+import { type SealedFacts, sealInChild } from './seal.ts'
+import { handleSource, identifySource } from './sources.ts'
+import {
+  deleteSealed,
+  deleteSpool,
+  hasResultSeed,
+  openSpooledArchive,
+  prepareSpool,
+  readSpooledEnvelope,
+  spooledJobs,
+} from './spool.ts'
+import { createTurns } from './turns.ts'
+
+/** How far a submission is, for people who watch; lives in memory only. */
+export type Progress = {
+  submissionId: SubmissionId
+  jobId?: JobId
+  stage: Stage
+  done?: number
+  total?: number
+}
+
+export type CaptureOptions = {
+  link: Pick<ControlLink, 'request' | 'onCommand' | 'onConnected' | 'state'>
+  journal: Journal
+  identity: Identity
+  receipts: Pick<ReceiptOutbox, 'wake'>
+  client: ObjectClient
+  openObject: (options: {
+    grant: () => Promise<Grant>
+    sealedBytes: number
+    signal: AbortSignal
+  }) => ObjectReader
+  spoolDir: string
+  resultsDir: string
+  reserveBytes: number
+  isolation: IsolationLevel
+  /** Found once; without it films and most sounds are refused. */
+  ffmpeg: Ffmpeg | undefined
+  partsInParallel: number
+  bandwidth?: Bandwidth
+  events: CaptureEvents
+  /** Told of every step, for people who watch. */
+  progress: (progress: Progress) => void
+  now?: () => number
+  random?: () => number
+}
+
+/** What is worth a log line; ids, counts and codes only. */
+export type CaptureEvents = {
+  submitted(submission: Submission): void
+  sealed(job: CaptureJob): void
+  submissionRefused(submission: Submission, problem: SluiceError): void
+  sealingPutOff(submission: Submission, problem: SluiceError): void
+  stored(job: CaptureJob): void
+  resultDelivered(job: CaptureJob): void
+  spoolDeleted(job: CaptureJob): void
+  jobOver(job: CaptureJob): void
+  jobNotice(command: CommandOf<'job.notice'>): void
+  dutyFailed(id: JobId, duty: CaptureDuty, problem: SluiceError): void
+}
+
+export type NewSubmission = {
+  files: string[]
+  analyser: string
+  source: SourcePolicy
+  moveTo?: string | undefined
+  origin: 'command' | 'watch'
+}
+
+export type Capture = AsyncDisposable & {
+  /**
+   * Takes files in, durably; sealing follows by itself.
+   *
+   * @throws SluiceError `media.not_a_file`, `usage` for relative paths.
+   */
+  submit(submission: NewSubmission): Promise<SubmissionId>
+  /** Asks in the background how these jobs are doing; progress tells when something changed. */
+  refresh(jobIds: readonly JobId[]): void
+  /** Cleans up after a process before this one and begins to work. */
+  start(): Promise<void>
+}
+
+/** A source that keeps failing in ways that may pass is tried this often. */
+const sealAttemptsMax = 5
+/** What is wrong with one sealing, or with the receive key it used, and not with its source. */
+const mendedBySealing: ReadonlySet<string> = new Set([
+  'keys.destroyed',
+  'keys.damaged',
+  'keys.escrow_mismatch',
+  'spool.damaged',
+])
+/** Jobs uploaded, and results opened, at the same time. */
+const atOnce = 2
+/** Ended jobs, and refused submissions, that stay in the journal for `status`. */
+const overKept = 500
+const retry = { minMs: 1000, maxMs: 60_000 }
+
+export function createCapture(options: CaptureOptions): Capture {
+  const { link, journal, identity, spoolDir, resultsDir, events } = options
+  const now = options.now ?? Date.now
+  const random = options.random ?? Math.random
+  const closing = new AbortController()
+  const { signal } = closing
+  const uploads = createTurns(atOnce)
+  const openings = createTurns(atOnce)
+  const carried = new Map<JobId, { wake: () => void }>()
+  const tasks = new Set<Promise<void>>()
+  let sealing: Promise<void> | undefined
+  let wakeSealing = () => {}
+  let supplying: Promise<void> | undefined
+
+  signal.addEventListener('abort', () => {
+    wakeSealing()
+    for (const each of carried.values()) each.wake()
+  })
+
+  function inBackground(task: Promise<void>): void {
+    tasks.add(task)
+    // Only a bug rejects here, and then the process ends: what is owed stands in the journal.
+    void task.finally(() => tasks.delete(task))
+  }
+
+  function job(id: JobId): CaptureJob | undefined {
+    return journal.data.jobs[id]
+  }
+
+  async function edit(id: JobId, change: (draft: CaptureJob, all: JournalData) => void) {
+    await journal.change((draft) => {
+      const found = draft.jobs[id]
+      if (!found) return
+      change(found, draft)
+      found.updatedAtMs = now()
+    })
+  }
+
+  function tell(of: CaptureJob, stage: Progress['stage'], more: Partial<Progress> = {}): void {
+    options.progress({ submissionId: of.submissionId, jobId: of.jobId, stage, ...more })
+  }
+
+  // ---------------------------------------------------------------- receive keys
+
+  /** Tops the stock up. Each key is good for one sealing attempt. */
+  async function supplyKeys(): Promise<void> {
+    for (;;) {
+      await journal.change((draft) => {
+        draft.receiveKeys = draft.receiveKeys.filter((key) => key.expiresAtMs > now())
+      })
+      const stock = journal.data.receiveKeys.length
+      if (stock >= limits.receiveKeysPerAgent || signal.aborted) return
+      const reply = await link.request('receive-keys.request', { stock }, { signal })
+      if (reply.body.keys.length === 0) return
+      await journal.change((draft) => {
+        const known = new Set(draft.receiveKeys.map((key) => key.receiveKeyId))
+        draft.receiveKeys.push(...reply.body.keys.filter((key) => !known.has(key.receiveKeyId)))
+      })
+      wakeSealing()
+    }
+  }
+
+  function wantKeys(): void {
+    if (supplying || link.state !== 'connected') return
+    supplying = supplyKeys()
+      .catch((error: unknown) => {
+        // Asked again with the next sealing or connection; a lack of keys is said by the sealing.
+        if (!isSluiceError(error) && !signal.aborted) throw error
+      })
+      .finally(() => (supplying = undefined))
+    inBackground(supplying)
+  }
+
+  // ---------------------------------------------------------------- sealing
+
+  async function keepSealing(): Promise<void> {
+    let failures = 0
+    while (!signal.aborted) {
+      const next = Object.values(journal.data.submissions)
+        // One at a time: what is still called sealing here ended without a record, on a full disk.
+        .filter((each) => each.state === 'waiting' || each.state === 'sealing')
+        .toSorted(
+          (left, right) => left.attempts - right.attempts || left.createdAtMs - right.createdAtMs,
+        )[0]
+      const woken = new Promise<void>((wake) => (wakeSealing = wake))
+      try {
+        if (next) {
+          await sealNext(next)
+          failures = 0
+          continue
+        }
+        await woken
+      } catch (error) {
+        if (signal.aborted) return
+        if (!isSluiceError(error)) throw error
+        const waitMs = backoffMs(failures, retry, random())
+        failures += 1
+        await Promise.race([woken, sleep(waitMs, undefined, { ref: false })])
+      }
+    }
+  }
+
+  /** Seals one submission, or says why it waits by throwing. */
+  async function sealNext(submission: Submission): Promise<void> {
+    const id = newId(jobId, now())
+    const key = await journal.change((draft) => {
+      const usable = draft.receiveKeys.findIndex((each) => each.expiresAtMs > now())
+      const current = draft.submissions[submission.submissionId]
+      if (usable < 0 || !current) return undefined
+      current.state = 'sealing'
+      current.jobId = id
+      current.attempts += 1
+      return draft.receiveKeys.splice(usable, 1)[0]
+    })
+    wantKeys()
+    if (!key) {
+      const none = new SluiceError('spool.no_receive_key', 'no receive key is left to seal to', {
+        retry: 'later',
+        hint: 'Sealing goes on by itself once the control plane can be reached.',
+      })
+      events.sealingPutOff(submission, none)
+      throw none
+    }
+    try {
+      const facts = await sealInChild(
+        {
+          jobId: id,
+          analyser: submission.analyser,
+          sources: submission.sources,
+          agentId: identity.agentId,
+          receiveKeyId: key.receiveKeyId,
+          publicKey: key.publicKey,
+          spoolDir,
+          reserveBytes: options.reserveBytes,
+          isolation: options.isolation,
+          ffmpeg: options.ffmpeg,
+        },
+        {
+          signal,
+          progress: (progress) =>
+            options.progress({ submissionId: submission.submissionId, jobId: id, ...progress }),
+        },
+      )
+      await recordSealed(submission, id, key.receiveKeyId, facts)
+    } catch (error) {
+      if (!job(id)) await deleteSpool(spoolDir, id)
+      if (signal.aborted || !isSluiceError(error)) throw error
+      await recordUnsealed(submission.submissionId, error)
+      if (error.retry === 'later') throw error
+    }
+  }
+
+  async function recordSealed(
+    submission: Submission,
+    id: JobId,
+    receiveKeyId: CaptureJob['receiveKeyId'],
+    facts: SealedFacts,
+  ): Promise<void> {
+    const sealedJob: CaptureJob = {
+      jobId: id,
+      submissionId: submission.submissionId,
+      analyser: submission.analyser,
+      sources: submission.sources,
+      source: submission.source,
+      moveTo: submission.moveTo,
+      ...facts,
+      receiveKeyId,
+      sealedAtMs: now(),
+      step: 'sealed',
+      deliveryConfirmed: false,
+      sourceDone: submission.source.action === 'keep',
+      spoolDeleteWanted: false,
+      spoolGone: false,
+      seedGone: false,
+      noResult: false,
+      updatedAtMs: now(),
+    }
+    await journal.change((draft) => {
+      draft.jobs[id] = sealedJob
+      const current = draft.submissions[submission.submissionId]
+      if (current) current.state = 'sealed'
+    })
+    events.sealed(sealedJob)
+    carry(id)
+  }
+
+  /** After a failure that may pass the submission waits again, a few times; else it is refused. */
+  async function recordUnsealed(which: SubmissionId, problem: SluiceError): Promise<void> {
+    tellUnsealed(await journal.change((draft) => putBack(draft, which, problem)), problem)
+  }
+
+  function putBack(
+    draft: JournalData,
+    which: SubmissionId,
+    problem: SluiceError,
+  ): Submission | undefined {
+    const current = draft.submissions[which]
+    if (!current) return undefined
+    // No room and no key are no fault of the source, and no reason to ever give up.
+    const patient = problem.code === 'spool.full' || problem.code === 'host.disk_full'
+    const again = problem.retry === 'later' && (patient || current.attempts < sealAttemptsMax)
+    current.state = again ? 'waiting' : 'refused'
+    current.problem = problemOf(problem)
+    delete current.jobId
+    forgetOldest(draft)
+    return structuredClone(current)
+  }
+
+  function tellUnsealed(after: Submission | undefined, problem: SluiceError): void {
+    if (after?.state === 'refused') {
+      events.submissionRefused(after, problem)
+      options.progress({ submissionId: after.submissionId, stage: 'refused' })
+    } else if (after) events.sealingPutOff(after, problem)
+  }
+
+  // ---------------------------------------------------------------- jobs
+
+  /** Works a job off in the background, or wakes who does. */
+  function carry(id: JobId): void {
+    const running = carried.get(id)
+    if (running) return running.wake()
+    const entry = { wake: () => {} }
+    carried.set(id, entry)
+    inBackground(work(id, entry).finally(() => carried.delete(id)))
+  }
+
+  async function work(id: JobId, entry: { wake: () => void }): Promise<void> {
+    let failures = 0
+    while (!signal.aborted) {
+      const current = job(id)
+      if (!current) return
+      const woken = new Promise<void>((wake) => (entry.wake = wake))
+      const duty = nextDuty(current)
+      if (duty === 'wait') {
+        if (current.step === 'over') return
+        await woken
+        continue
+      }
+      try {
+        await duties[duty](current)
+        failures = 0
+      } catch (error) {
+        if (signal.aborted) return
+        if (!isSluiceError(error)) throw error
+        events.dutyFailed(id, duty, error)
+        if (error.code === 'spool.damaged' && duty === 'upload') await abandon(current, error)
+        await noteProblem(id, error)
+        const waitMs = backoffMs(failures, retry, random())
+        failures += 1
+        // What only a person can mend is tried again too, but waits for a sign first or a minute.
+        const patienceMs = error.retry === 'later' ? waitMs : retry.maxMs
+        await Promise.race([woken, sleep(patienceMs, undefined, { ref: false })])
+      }
+    }
+  }
+
+  /** For people who look; a disk too full for it is no reason to stop. */
+  async function noteProblem(id: JobId, problem: SluiceError): Promise<void> {
+    try {
+      await edit(id, (draft) => (draft.problem = problemOf(problem)))
+    } catch (error) {
+      if (!isSluiceError(error, 'host.disk_full')) throw error
+    }
+  }
+
+  const duties: Record<Exclude<CaptureDuty, 'wait'>, (current: CaptureJob) => Promise<void>> = {
+    announce,
+    upload: (current) => uploads.take(() => upload(current), signal),
+    'handle-source-stored': (current) => uploads.take(() => handleWhenStored(current), signal),
+    'fetch-result': (current) => openings.take(() => fetchResult(current), signal),
+    'handle-source': handleSources,
+    'confirm-delivery': confirmDelivery,
+    'delete-spool': deleteSpooled,
+    async 'wipe-seed'(current) {
+      await deleteSpool(spoolDir, current.jobId)
+      await edit(current.jobId, (draft) => (draft.seedGone = true))
+    },
+    finish,
+  }
+
+  async function announce(current: CaptureJob): Promise<void> {
+    tell(current, 'announce')
+    let attachment: Buffer
+    try {
+      attachment = await readSpooledEnvelope(spoolDir, current.jobId)
+    } catch (error) {
+      if (!isSluiceError(error, 'spool.damaged')) throw error
+      return sealAgain(current, error)
+    }
+    const { jobId: id, analyser, mediaCount, sealedBytes, spoolSha256, receiveKeyId } = current
+    const body = { jobId: id, analyser, mediaCount, sealedBytes, spoolSha256, receiveKeyId }
+    const { sealedHeader, sealedAtMs, source } = current
+    try {
+      const reply = await link.request(
+        'job.announce',
+        { ...body, sealedHeader, sealedAtMs, source },
+        { attachment, signal },
+      )
+      await edit(id, (draft) => {
+        draft.step = 'announced'
+        draft.remoteState = reply.body.state
+        draft.spoolObligationId = reply.body.spoolObligationId
+        delete draft.problem
+      })
+    } catch (error) {
+      if (!isSluiceError(error) || error.retry === 'later') throw error
+      await sealAgain(current, error)
+    }
+  }
+
+  /** This sealing is of no use: it is thrown away and redone from the source. */
+  async function sealAgain(current: CaptureJob, why: SluiceError): Promise<void> {
+    // Only what another sealing with another key mends is tried again; what is refused stays refused.
+    const problem = mendedBySealing.has(why.code)
+      ? new SluiceError(why.code, why.message, { retry: 'later', cause: why })
+      : why
+    // In one step, and before the spool: a crash in between leaves a folder that nobody explains,
+    // and the next start removes it.
+    const after = await journal.change((draft) => {
+      delete draft.jobs[current.jobId]
+      return putBack(draft, current.submissionId, problem)
+    })
+    await deleteSpool(spoolDir, current.jobId)
+    tellUnsealed(after, problem)
+    wakeSealing()
+  }
+
+  async function upload(current: CaptureJob): Promise<void> {
+    await using archive = await openSpooledArchive(spoolDir, current.jobId)
+    const { sealedBytes } = current
+    tell(current, 'upload', { done: 0, total: sealedBytes })
+    const state = await uploadSpool({
+      jobId: current.jobId,
+      archive,
+      sealedBytes,
+      client: options.client,
+      link,
+      partsInParallel: options.partsInParallel,
+      ...(options.bandwidth ? { bandwidth: options.bandwidth } : {}),
+      progress: (heldBytes) => tell(current, 'upload', { done: heldBytes, total: sealedBytes }),
+      signal,
+    })
+    await edit(current.jobId, (draft) => {
+      draft.remoteState = state
+      if (state === 'stored') draft.step = 'stored'
+      delete draft.problem
+    })
+    if (state !== 'stored') return
+    events.stored(current)
+    tell(current, 'stored')
+  }
+
+  /** The archive is gone from the spool: the job can never be completed. */
+  async function abandon(current: CaptureJob, why: SluiceError): Promise<void> {
+    const body = { jobId: current.jobId, problem: problemOf(why) }
+    const reply = await link.request('job.abandon', body, { signal })
+    await edit(current.jobId, (draft) => (draft.remoteState = reply.body.state))
+  }
+
+  /** Reads the whole stored object back before the only other copy may go. */
+  async function handleWhenStored(current: CaptureJob): Promise<void> {
+    const { jobId: id, sealedBytes } = current
+    const grant = async () =>
+      (await link.request('upload.verify', { jobId: id }, { signal })).body.grant
+    const reader = options.openObject({ grant, sealedBytes, signal })
+    const digest = createHash('sha256')
+    const stepBytes = 8 * 1024 * 1024
+    for (let offset = 0; offset < sealedBytes; offset += stepBytes)
+      digest.update(await reader.read(offset, Math.min(stepBytes, sealedBytes - offset)))
+    if (digest.digest('hex') !== current.spoolSha256)
+      throw new SluiceError(
+        'store.digest_mismatch',
+        `the stored object of job ${id} is not the spool`,
+        {
+          hint: 'The source was kept. Look at the object store; retry or delete the job.',
+        },
+      )
+    await handleSources(current)
+  }
+
+  async function handleSources(current: CaptureJob): Promise<void> {
+    let problem: SluiceError | undefined
+    for (const source of current.sources) {
+      try {
+        await handleSource(source, { action: current.source.action, moveTo: current.moveTo })
+      } catch (error) {
+        if (!isSluiceError(error)) throw error
+        problem = error
+      }
+    }
+    // A file that is another one by now, or can't be moved, stays where it is; that is said, not retried.
+    if (problem) events.dutyFailed(current.jobId, 'handle-source', problem)
+    await edit(current.jobId, (draft) => {
+      draft.sourceDone = true
+      if (problem) draft.sourceProblem = problemOf(problem)
+    })
+  }
+
+  async function fetchResult(current: CaptureJob): Promise<void> {
+    const { jobId: id } = current
+    tell(current, 'result')
+    let reply
+    try {
+      reply = await link.request('result.fetch', { jobId: id }, { signal })
+    } catch (error) {
+      const none = isSluiceError(error, 'result.not_found') || isSluiceError(error, 'job.not_found')
+      if (!none) throw error
+      await edit(id, (draft) => (draft.noResult = true))
+      return
+    }
+    const sealedResult = reply.attachment
+    if (!sealedResult) throw new SluiceError('channel.malformed', 'a result without its bytes')
+    if (!(await hasResultSeed(spoolDir, id)))
+      throw new SluiceError('spool.damaged', `the key for the result of job ${id} is gone`)
+    const resultPath = await openResult(
+      {
+        ...{ spoolDir, resultsDir, jobId: id, sealedResult },
+        nodeId: reply.body.nodeId,
+        lease: reply.body.lease,
+        analyser: current.analyser,
+        sealedHeaderSha256: current.sealedHeaderSha256,
+        authorities: identity.authorities(),
+        sources: current.sources.map((source) => source.path),
+      },
+      signal,
+    )
+    const sealedResultSha256 = createHash('sha256').update(sealedResult).digest('hex')
+    await edit(id, (draft) => {
+      draft.step = 'delivered'
+      draft.resultPath = resultPath
+      draft.sealedResultSha256 = sealedResultSha256
+      delete draft.problem
+    })
+    events.resultDelivered(current)
+  }
+
+  async function confirmDelivery(current: CaptureJob): Promise<void> {
+    const { jobId: id, sealedResultSha256 } = current
+    if (!sealedResultSha256) throw new SluiceError('internal', 'a delivered result without digest')
+    const reply = await link.request(
+      'result.delivered',
+      { jobId: id, sealedResultSha256 },
+      { signal },
+    )
+    await edit(id, (draft) => {
+      draft.deliveryConfirmed = true
+      draft.remoteState = reply.body.state
+    })
+  }
+
+  async function deleteSpooled(current: CaptureJob): Promise<void> {
+    const { jobId: id, spoolObligationId } = current
+    tell(current, 'delete')
+    const startedAtMs = now()
+    const checked = await deleteSealed(spoolDir, id)
+    if (!spoolObligationId) throw new SluiceError('internal', 'a deletion without its obligation')
+    const receipt = receiptFor(current, spoolObligationId, {
+      startedAtMs,
+      checked,
+      method: 'unlink',
+    })
+    await edit(id, (draft, all) => {
+      draft.spoolGone = true
+      all.receipts[spoolObligationId] = receipt
+    })
+    options.receipts.wake()
+    events.spoolDeleted(current)
+  }
+
+  function receiptFor(
+    of: Pick<CaptureJob, 'jobId' | 'sealedHeaderSha256'>,
+    obligationId: ObligationId,
+    facts: { startedAtMs: number; checked: string[]; method: 'unlink' | 'never-held' },
+  ) {
+    const holder = { kind: 'capture-spool' as const, id: identity.agentId }
+    const predicate = { jobId: of.jobId, obligationId, holder, ...facts, wipedAtMs: now() }
+    return signReceipt(identity, predicate, of.sealedHeaderSha256)
+  }
+
+  async function finish(current: CaptureJob): Promise<void> {
+    await journal.change((draft) => {
+      const found = draft.jobs[current.jobId]
+      if (found) found.step = 'over'
+      forgetOldest(draft)
+    })
+    events.jobOver(current)
+    tell(current, 'over')
+  }
+
+  // ---------------------------------------------------------------- what the control plane says
+
+  link.onCommand('spool.delete', async (command) => {
+    const known = job(command.jobId)
+    if (!known) {
+      const startedAtMs = now()
+      const checked = await deleteSealed(spoolDir, command.jobId)
+      await deleteSpool(spoolDir, command.jobId)
+      const receipt = receiptFor(command, command.obligationId, {
+        ...{ startedAtMs, checked, method: 'never-held' },
+      })
+      await journal.change((draft) => {
+        draft.receipts[command.obligationId] = receipt
+      })
+      return options.receipts.wake()
+    }
+    await edit(command.jobId, (draft) => {
+      draft.spoolDeleteWanted = true
+      draft.spoolObligationId = command.obligationId
+      // The receipt is signed again, should the control plane have lost the first one.
+      draft.spoolGone = false
+      if (draft.remoteState === undefined || !isOver(draft.remoteState))
+        draft.remoteState = 'deleting'
+      if (draft.step === 'over') draft.step = 'delivered'
+    })
+    carry(command.jobId)
+  })
+
+  link.onCommand('result.ready', async (command) => {
+    await edit(command.jobId, (draft) => {
+      if (draft.remoteState !== 'deleting') draft.remoteState = 'analysed'
+    })
+    if (job(command.jobId)) carry(command.jobId)
+  })
+
+  link.onCommand('job.notice', async (command) => {
+    events.jobNotice(command)
+    await edit(command.jobId, (draft) => learn(draft, command))
+    if (job(command.jobId)) carry(command.jobId)
+  })
+
+  function learn(
+    draft: CaptureJob,
+    heard: {
+      state: CaptureJob['remoteState']
+      problem?: CaptureJob['problem']
+      expiresAtMs?: number | undefined
+    },
+  ): void {
+    const changed = draft.remoteState !== heard.state
+    draft.remoteState = heard.state
+    if (heard.problem) draft.problem = heard.problem
+    if (heard.expiresAtMs !== undefined) draft.expiresAtMs = heard.expiresAtMs
+    if (changed && heard.state === 'leased') tell(draft, 'analyse')
+  }
+
+  /** After an outage: what became of the jobs meanwhile. */
+  async function askStates(): Promise<void> {
+    const open = Object.values(journal.data.jobs).filter(
+      (each) => each.step !== 'over' && each.step !== 'sealed',
+    )
+    await learnStates(open.map((each) => each.jobId))
+  }
+
+  async function learnStates(ids: readonly JobId[]): Promise<void> {
+    for (let first = 0; first < ids.length; first += 100) {
+      const jobIds = ids.slice(first, first + 100)
+      const reply = await link.request('job.states', { jobIds }, { signal })
+      for (const heard of reply.body.jobs) {
+        await edit(heard.jobId, (draft) => learn(draft, heard))
+        carry(heard.jobId)
+      }
+    }
+  }
+
+  link.onConnected(() => {
+    wantKeys()
+    wakeSealing()
+    inBackground(askStates().catch(ignoreMissedNews))
+  })
+
+  /** Asked again with the next connection; commands bring the news as well. */
+  function ignoreMissedNews(error: unknown): void {
+    if (!isSluiceError(error) && !signal.aborted) throw error
+  }
+
+  // ---------------------------------------------------------------- start and end
+
+  /** A sealing cut short is thrown away; so is a folder that no job of the journal explains. */
+  async function recover(): Promise<void> {
+    await prepareSpool(spoolDir)
+    await mkdir(resultsDir, { recursive: true, mode: 0o700 })
+    await journal.change((draft) => {
+      for (const each of Object.values(draft.submissions)) {
+        if (each.state !== 'sealing') continue
+        each.state = 'waiting'
+        delete each.jobId
+      }
+    })
+    for (const id of await spooledJobs(spoolDir)) {
+      const known = job(id)
+      if (!known || known.step === 'over') await deleteSpool(spoolDir, id)
+    }
+  }
+
+  return {
+    async submit({ files, analyser, source, moveTo, origin }) {
+      const relative = files.find((file) => !path.isAbsolute(file))
+      if (relative !== undefined)
+        throw new SluiceError('usage', `not an absolute path: ${relative}`)
+      const sources = await Promise.all(files.map(identifySource))
+      const submission: Submission = {
+        ...{ submissionId: newId(submissionId, now()), createdAtMs: now(), origin, analyser },
+        ...{ sources, source, moveTo, state: 'waiting', attempts: 0 },
+      }
+      await journal.change((draft) => {
+        draft.submissions[submission.submissionId] = submission
+        if (origin === 'watch') for (const each of sources) draft.watched[each.path] = each
+      })
+      events.submitted(submission)
+      wakeSealing()
+      return submission.submissionId
+    },
+    refresh(jobIds) {
+      const away = jobIds.filter((id) => {
+        const found = job(id)
+        return found?.remoteState !== undefined && found.step === 'stored' && !found.resultPath
+      })
+      if (away.length > 0 && link.state === 'connected')
+        inBackground(learnStates(away).catch(ignoreMissedNews))
+    },
+    async start() {
+      await recover()
+      for (const each of Object.values(journal.data.jobs))
+        if (each.step !== 'over') carry(each.jobId)
+      sealing = keepSealing()
+      inBackground(sealing)
+    },
+    async [Symbol.asyncDispose]() {
+      closing.abort(new SluiceError('channel.closed', 'the agent is ending', { retry: 'later' }))
+      await Promise.allSettled(tasks)
+    },
+  }
+}
+
+/** Keeps the newest of what has ended, and everything that has not. */
+function forgetOldest(draft: JournalData): void {
+  const over = Object.values(draft.jobs)
+    .filter((each) => each.step === 'over')
+    .toSorted((left, right) => right.updatedAtMs - left.updatedAtMs)
+  for (const each of over.slice(overKept)) {
+    delete draft.jobs[each.jobId]
+    delete draft.submissions[each.submissionId]
+  }
+  const refused = Object.values(draft.submissions)
+    .filter((each) => each.state === 'refused')
+    .toSorted((left, right) => right.createdAtMs - left.createdAtMs)
+  for (const each of refused.slice(overKept)) delete draft.submissions[each.submissionId]
+}

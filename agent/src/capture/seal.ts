@@ -1,0 +1,87 @@
+/** Has a submission sealed in a child process; what it hands back is complete and durable in the spool. */
+import { agentId, jobId, receiveKeyId } from '@sluice/protocol/ids'
+import { analyserName, isolationLevel, sha256Hex } from '@sluice/protocol/manifest'
+import { kemPublicKey, sealedHeader } from '@sluice/protocol/messages'
+import { SluiceError } from '@sluice/protocol/errors'
+import { z } from 'zod'
+import { sourceIdentity } from '../journal.ts'
+import { siblingScript } from '../sandbox.ts'
+import { runChild } from './child.ts'
+import type { Ffmpeg } from './find-ffmpeg.ts'
+import { deleteSpool } from './spool.ts'
+
+const ffmpegFound = z.strictObject({
+  program: z.string(),
+  version: z.string(),
+  origin: z.enum(['configured', 'system', 'package']),
+  films: z.boolean(),
+  toneMapping: z.boolean(),
+}) satisfies z.ZodType<Ffmpeg>
+
+export const sealOrder = z.strictObject({
+  jobId,
+  analyser: analyserName,
+  sources: z.array(sourceIdentity).min(1),
+  agentId,
+  receiveKeyId,
+  /** The receive key's public half; the job key leaves the child only sealed to it. */
+  publicKey: kemPublicKey,
+  spoolDir: z.string(),
+  reserveBytes: z.int().nonnegative(),
+  isolation: isolationLevel,
+  /** As `findFfmpeg` found it when the agent started; without one, films and most sounds are refused. */
+  ffmpeg: ffmpegFound.optional(),
+})
+export type SealOrder = z.infer<typeof sealOrder>
+
+/** What a child tells on the way: which source it is at, and how many bytes are sealed. */
+const progress = z.strictObject({
+  type: z.literal('progress'),
+  stage: z.enum(['normalise', 'seal']),
+  done: z.int().nonnegative(),
+  total: z.int().nonnegative(),
+})
+export type SealProgress = Omit<z.infer<typeof progress>, 'type'>
+
+const sealedFacts = z.strictObject({
+  type: z.literal('sealed'),
+  mediaCount: z.int().min(1),
+  sealedBytes: z.int().positive(),
+  sealedHeader,
+  sealedHeaderSha256: sha256Hex,
+  spoolSha256: sha256Hex,
+})
+export type SealedFacts = Omit<z.infer<typeof sealedFacts>, 'type'>
+
+export const sealMessage = z.discriminatedUnion('type', [progress, sealedFacts])
+export type SealMessage = z.infer<typeof sealMessage>
+
+/**
+ * Runs gate and sealing for one submission. After a failure nothing of the attempt is left: the
+ * next one starts from the source, with another id, key and salt.
+ *
+ * @throws SluiceError The gate's `media.*`, `spool.full`, `internal` (later) for a killed child.
+ */
+export async function sealInChild(
+  order: SealOrder,
+  options: { signal: AbortSignal; progress: (progress: SealProgress) => void },
+): Promise<SealedFacts> {
+  let sealed: SealedFacts | undefined
+  try {
+    await runChild({
+      script: siblingScript(import.meta.url, 'seal-child'),
+      order,
+      signal: options.signal,
+      hear(message) {
+        const { type, ...facts } = sealMessage.parse(message)
+        if (type === 'progress') options.progress(facts as SealProgress)
+        else sealed = facts as SealedFacts
+      },
+    })
+    if (sealed) return sealed
+    throw new SluiceError('internal', 'a sealing ended without its facts', { retry: 'later' })
+  } catch (error) {
+    await deleteSpool(order.spoolDir, order.jobId)
+    throw error
+  }
+}

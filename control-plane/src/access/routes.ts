@@ -1,0 +1,153 @@
+/** Listens for who comes in: joining, tokens, principals; and for the owner on the admin socket. */
+import { Hono } from 'hono'
+import {
+  createJoinTokenRequest,
+  createTokenRequest,
+  joinRequest,
+  renewRequest,
+  pageQuery,
+  type PrincipalView,
+} from '@sluice/protocol/api'
+import { SluiceError } from '@sluice/protocol/errors'
+import { tokenId } from '@sluice/protocol/ids'
+import { z } from 'zod'
+import { problemOf, readBody, readQuery } from '../api-request.ts'
+import { type JoinDeps, joinAgent, renewByKey } from './join.ts'
+import { type Access, type AccessEnv, mayGive } from './rules.ts'
+import { pageOfJoinTokens, pageOfPrincipals, pageOfTokens, rightsOf } from './store.ts'
+import {
+  createJoinToken,
+  createToken,
+  revokeJoinToken,
+  revokeToken,
+  type TokensDeps,
+  viewOfJoinToken,
+  viewOfToken,
+} from './tokens.ts'
+
+export type AccessDeps = TokensDeps & JoinDeps
+
+const nothing = z.strictObject({})
+
+/** A page cut out of one item more than asked for. */
+function page<R extends { id: string }, V>(rows: R[], items: number, view: (row: R) => V) {
+  const shown = rows.slice(0, items)
+  const last = shown.at(-1)
+  return {
+    items: shown.map(view),
+    ...(rows.length > items && last !== undefined ? { next: last.id } : {}),
+  }
+}
+
+function idFrom(text: string) {
+  const id = tokenId.safeParse(text)
+  if (!id.success) throw new SluiceError('request.not_found', 'no such token')
+  return id.data
+}
+
+export function accessRoutes(deps: AccessDeps) {
+  const { database, authority } = deps
+  const routes = new Hono<AccessEnv>()
+
+  routes.get('/v1/authorities', (c) =>
+    c.json({ authorities: authority.certificates.map((der) => der.toString('base64')) }),
+  )
+
+  routes.post('/v1/join', async (c) =>
+    c.json(await joinAgent(deps, await readBody(c.req.raw, joinRequest)), 201),
+  )
+
+  routes.post('/v1/renew', async (c) => {
+    const { csr } = await readBody(c.req.raw, renewRequest)
+    return c.json(await renewByKey(deps, Buffer.from(csr, 'base64')), 201)
+  })
+
+  routes.get('/v1/whoami', (c) => {
+    const { principalId, principal, rights } = c.get('access')
+    return c.json({ principalId, principal, rights })
+  })
+
+  routes.get('/v1/principals', async (c) => {
+    const { after, limit } = readQuery(c.req.raw, pageQuery)
+    const access = c.get('access')
+    const rows = await database.read(async (sql) => {
+      const found = await pageOfPrincipals(sql, { after, items: limit + 1 })
+      return await Promise.all(
+        found.map(async (row) => ({ ...row, rights: await rightsOf(sql, row.id) })),
+      )
+    })
+    const { items, ...rest } = page(rows, limit, ({ createdBy, ...row }): PrincipalView => ({
+      ...row,
+      ...(createdBy === null ? {} : { createdBy }),
+    }))
+    return c.json({ items: items.filter((item) => mayGive(access, item.rights)), ...rest })
+  })
+
+  routes.get('/v1/tokens', async (c) => {
+    const { after, limit } = readQuery(c.req.raw, pageQuery)
+    const access: Access = c.get('access')
+    const rows = await database.read(async (sql) => {
+      const found = await pageOfTokens(sql, { after, items: limit + 1 })
+      return await Promise.all(
+        found.map(async ({ token, principal }) => {
+          const rights = await rightsOf(sql, principal.id)
+          return { id: token.id, token, principal, rights }
+        }),
+      )
+    })
+    const { items, ...rest } = page(rows, limit, ({ token, principal, rights }) =>
+      viewOfToken(token, principal, rights),
+    )
+    return c.json({ items: items.filter((item) => mayGive(access, item.rights)), ...rest })
+  })
+
+  routes.post('/v1/tokens', async (c) => {
+    const wanted = await readBody(c.req.raw, createTokenRequest)
+    return c.json(await createToken(deps, { access: c.get('access') }, wanted), 201)
+  })
+
+  routes.post('/v1/tokens/:id/revoke', async (c) => {
+    await readBody(c.req.raw, nothing)
+    return c.json(await revokeToken(deps, { access: c.get('access') }, idFrom(c.req.param('id'))))
+  })
+
+  routes.get('/v1/join-tokens', async (c) => {
+    const { after, limit } = readQuery(c.req.raw, pageQuery)
+    const { sites } = c.get('access')
+    const rows = await database.read((sql) =>
+      pageOfJoinTokens(sql, { after, items: limit + 1, sites }),
+    )
+    return c.json(page(rows, limit, viewOfJoinToken))
+  })
+
+  routes.post('/v1/join-tokens', async (c) => {
+    const wanted = await readBody(c.req.raw, createJoinTokenRequest)
+    return c.json(await createJoinToken(deps, { access: c.get('access') }, wanted), 201)
+  })
+
+  routes.post('/v1/join-tokens/:id/revoke', async (c) => {
+    await readBody(c.req.raw, nothing)
+    const id = idFrom(c.req.param('id'))
+    return c.json(await revokeJoinToken(deps, { access: c.get('access') }, id))
+  })
+
+  return routes
+}
+
+/** What the owner of the data directory may do over its Unix socket, without a token. */
+export function adminRoutes(deps: TokensDeps) {
+  const routes = new Hono()
+  routes.onError((error) => {
+    const problem = problemOf(error)
+    return Response.json(problem, { status: problem.status })
+  })
+  routes.post('/v1/tokens', async (c) => {
+    const wanted = await readBody(c.req.raw, createTokenRequest)
+    return c.json(await createToken(deps, 'owner', wanted), 201)
+  })
+  routes.post('/v1/join-tokens', async (c) => {
+    const wanted = await readBody(c.req.raw, createJoinTokenRequest)
+    return c.json(await createJoinToken(deps, 'owner', wanted), 201)
+  })
+  return routes
+}

@@ -1,0 +1,232 @@
+/** Decides who may do what: the one table of roles by route, printed into the docs and tested. */
+import type { Right, Role } from '@sluice/protocol/api'
+import type { PrincipalId } from '@sluice/protocol/ids'
+
+/** `public`: without a token. Everything else: principals that hold one of these roles. */
+export type RouteRule = {
+  method: 'GET' | 'POST'
+  /** As Hono writes it; `:name` stands for one segment. */
+  path: string
+  may: 'public' | readonly Role[]
+  /** One line for the docs and the OpenAPI document. */
+  about: string
+  /** Its answer holds a secret that is shown once and stored nowhere. */
+  secretAnswer?: true
+}
+
+const everyone: readonly Role[] = ['viewer', 'operator', 'security']
+
+/**
+ * Every route of the operator listener. A request that fits none is not found, whatever is mounted
+ * behind. Roles do not nest: what a role may do is written in each row.
+ */
+export const routeRules: readonly RouteRule[] = [
+  { method: 'GET', path: '/healthz', may: 'public', about: 'Whether this control plane answers.' },
+  {
+    method: 'GET',
+    path: '/v1/openapi.json',
+    may: 'public',
+    about: 'This API as an OpenAPI 3.1 document.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/authorities',
+    may: 'public',
+    about: 'The certificates of all trusted authorities.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/join',
+    may: 'public',
+    about: 'Trades a join token for an agent certificate.',
+    secretAnswer: true,
+  },
+  {
+    method: 'POST',
+    path: '/v1/renew',
+    may: 'public',
+    about: 'Renews the certificate of an agent that was away for longer than it lived.',
+    secretAnswer: true,
+  },
+  { method: 'GET', path: '/v1/status', may: everyone, about: 'State of the control plane.' },
+  { method: 'GET', path: '/v1/whoami', may: everyone, about: 'The principal behind the token.' },
+
+  { method: 'GET', path: '/v1/tokens', may: ['security'], about: 'API tokens, without secrets.' },
+  {
+    method: 'POST',
+    path: '/v1/tokens',
+    may: ['security'],
+    about: 'Makes an API token, and its principal when that is new.',
+    secretAnswer: true,
+  },
+  {
+    method: 'POST',
+    path: '/v1/tokens/:id/revoke',
+    may: ['security'],
+    about: 'Ends an API token at once.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/principals',
+    may: ['security'],
+    about: 'Named humans and machines with their rights.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/join-tokens',
+    may: ['operator', 'security'],
+    about: 'Join tokens, without secrets.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/join-tokens',
+    may: ['operator'],
+    about: 'Makes a single-use token with which one agent joins.',
+    secretAnswer: true,
+  },
+  {
+    method: 'POST',
+    path: '/v1/join-tokens/:id/revoke',
+    may: ['operator', 'security'],
+    about: 'Ends a join token at once.',
+  },
+
+  { method: 'GET', path: '/v1/agents', may: everyone, about: 'Agents.' },
+  { method: 'GET', path: '/v1/agents/:id', may: everyone, about: 'One agent.' },
+  {
+    method: 'POST',
+    path: '/v1/agents/:id',
+    may: ['operator'],
+    about: 'Changes what an agent may do.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/agents/:id/revoke',
+    may: ['security'],
+    about: 'Locks an agent out at once and freezes its stored jobs.',
+  },
+
+  { method: 'GET', path: '/v1/jobs', may: everyone, about: 'Jobs.' },
+  { method: 'GET', path: '/v1/jobs/:id', may: everyone, about: 'One job.' },
+  {
+    method: 'GET',
+    path: '/v1/jobs/:id/events',
+    may: everyone,
+    about: 'What happened to a job, as server-sent events; resumes by Last-Event-ID.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/jobs/:id/retry',
+    may: ['operator'],
+    about: 'Lets a failed job run again.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/jobs/:id/release',
+    may: ['security'],
+    about: 'Lets a frozen job go on.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/jobs/:id/delete',
+    may: ['operator', 'security'],
+    about: 'Ends a job and deletes every copy and key.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/jobs/:id/result',
+    may: ['operator'],
+    about: 'The sealed result; only the capture agent can open it.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/jobs/:id/certificate',
+    may: everyone,
+    about: 'The deletion certificate of a job.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/certificates',
+    may: everyone,
+    about: 'Deletion certificates, newest last.',
+  },
+
+  { method: 'GET', path: '/v1/audit', may: ['security'], about: 'Audit events.' },
+  {
+    method: 'GET',
+    path: '/v1/audit/verify',
+    may: ['security'],
+    about: 'Follows the chain of all audit events.',
+  },
+]
+
+/** The rule of a request, or undefined when no route has that method and path. */
+export function ruleOf(method: string, path: string): RouteRule | undefined {
+  // A HEAD is a GET whose answer has no body.
+  const wanted = method === 'HEAD' ? 'GET' : method
+  return routeRules.find((rule) => rule.method === wanted && fits(rule.path, path))
+}
+
+function fits(pattern: string, path: string): boolean {
+  const wanted = pattern.split('/')
+  const given = path.split('/')
+  if (wanted.length !== given.length) return false
+  return wanted.every((part, index) => part.startsWith(':') || part === given[index])
+}
+
+/** What a principal may do on one route: everything below is bounded by `sites`. */
+export type Access = {
+  principalId: PrincipalId
+  principal: string
+  /** `all`, or the sites on which it holds a role that this route asks for. */
+  sites: 'all' | readonly string[]
+  rights: readonly Right[]
+}
+
+/** @returns Undefined when no right lets the principal in. */
+export function sitesAllowed(
+  rights: readonly Right[],
+  may: readonly Role[],
+): Access['sites'] | undefined {
+  const sites = rights.filter((right) => may.includes(right.role)).map((right) => right.site)
+  if (sites.length === 0) return undefined
+  return sites.includes('*') ? 'all' : [...new Set(sites)]
+}
+
+/** Whether `access` reaches what belongs to `site`. */
+export function reachesSite(access: Pick<Access, 'sites'>, site: string): boolean {
+  return access.sites === 'all' || access.sites.includes(site)
+}
+
+/** Whether every one of `rights` stays within the sites the giver reaches. */
+export function mayGive(access: Pick<Access, 'sites'>, rights: readonly Right[]): boolean {
+  return rights.every(({ site }) =>
+    site === '*' ? access.sites === 'all' : reachesSite(access, site),
+  )
+}
+
+/** The table for `docs/operate/roles.md`. */
+export function rolesTable(): string {
+  const rows = routeRules.map((rule) => {
+    const marks =
+      rule.may === 'public'
+        ? 'no token | no token | no token'
+        : everyone.map((role) => (rule.may.includes(role) ? 'yes' : '')).join(' | ')
+    return `| \`${rule.method} ${rule.path}\` | ${rule.about} | ${marks} |`
+  })
+  return [
+    '| route | what it does | viewer | operator | security |',
+    '| --- | --- | --- | --- | --- |',
+    ...rows,
+    '',
+  ].join('\n')
+}
+
+/** What the guard leaves for routes, in Hono's form. */
+export type AccessEnv = {
+  Variables: {
+    access: Access
+    /** Looks again, for answers that last: throws as soon as the token no longer counts. */
+    stillAllowed: () => Promise<void>
+  }
+}

@@ -1,0 +1,135 @@
+/** The configuration of the control plane: one strict schema, with defaults that run on one host. */
+import { z } from 'zod'
+import { limits } from '@sluice/protocol/limits'
+
+const path = z.string().min(1).max(4096)
+const port = z.int().min(0).max(65_535)
+const duration = z.int().positive()
+
+/** Host names and addresses, as they may stand in a certificate. */
+const hostName = z
+  .string()
+  .max(253)
+  .regex(/^[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?$/, 'not a host name or address')
+
+export const controlPlaneConfig = z
+  .strictObject({
+    dataDir: path.default('/var/lib/sluice').meta({
+      env: 'SLUICE_DATA_DIR',
+      description: 'Where database, keys and objects live, 0700.',
+    }),
+    publicName: hostName.optional().meta({
+      env: 'SLUICE_PUBLIC_NAME',
+      description: 'Name under which agents and operators reach this host. Absent: loopback only.',
+    }),
+    listenAddress: hostName.optional().meta({
+      env: 'SLUICE_LISTEN_ADDRESS',
+      description:
+        'Address to listen on. Absent: 127.0.0.1 without publicName, else every address.',
+    }),
+    agentPort: port.default(8443).meta({
+      env: 'SLUICE_AGENT_PORT',
+      description: 'Port for agents; 0 takes any free one.',
+    }),
+    operatorPort: port.default(8444).meta({
+      env: 'SLUICE_OPERATOR_PORT',
+      description: 'Port for operators and for joining; 0 takes any free one.',
+    }),
+    insecureLoopbackHttp: z.boolean().default(false).meta({
+      env: 'SLUICE_INSECURE_LOOPBACK_HTTP',
+      description: 'Serve operators plain HTTP; only on loopback, and only when asked for.',
+    }),
+    storage: z
+      .strictObject({
+        kind: z.enum(['directory', 's3']).default('directory').meta({
+          env: 'SLUICE_STORAGE_KIND',
+          description: 'A folder of the data directory, or any S3.',
+        }),
+        endpoint: z
+          .url({ protocol: /^https$/ })
+          .optional()
+          .meta({ env: 'SLUICE_STORAGE_ENDPOINT', description: 'S3: origin, https only.' }),
+        region: z
+          .string()
+          .max(64)
+          .default('us-east-1')
+          .meta({ env: 'SLUICE_STORAGE_REGION', description: 'S3: region to sign for.' }),
+        bucket: z
+          .string()
+          .regex(/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/, 'not a bucket name')
+          .optional()
+          .meta({ env: 'SLUICE_STORAGE_BUCKET', description: 'S3: bucket, without versions.' }),
+        pathStyle: z.boolean().default(true).meta({
+          env: 'SLUICE_STORAGE_PATH_STYLE',
+          description: 'S3: bucket in the path; AWS itself wants false.',
+        }),
+        caFile: path.optional().meta({
+          env: 'SLUICE_STORAGE_CA_FILE',
+          description: 'S3: PEM of authorities to trust beside those of the system.',
+        }),
+        credentialsFile: path.optional().meta({
+          env: 'SLUICE_STORAGE_CREDENTIALS_FILE',
+          description: 'S3: file of access key and secret key, 0600; read anew when it changes.',
+        }),
+      })
+      .prefault({}),
+    failedJobKeepMs: duration.default(limits.failedJobKeepMsDefault).meta({
+      env: 'SLUICE_FAILED_JOB_KEEP_MS',
+      description: 'How long a failed job stays for a retry, in milliseconds.',
+    }),
+    offlineMaxMs: duration.default(limits.offlineMsMaxDefault).meta({
+      env: 'SLUICE_OFFLINE_MAX_MS',
+      description: 'How long a capture host may go on sealing without contact, in milliseconds.',
+    }),
+    allowSwap: z.boolean().default(false).meta({
+      env: 'SLUICE_ALLOW_SWAP',
+      description: 'Start although swap is on; keys may then reach a disk.',
+    }),
+    logLevel: z.enum(['error', 'warning', 'info', 'debug']).default('info').meta({
+      env: 'SLUICE_LOG_LEVEL',
+      description: 'Least severe events that are logged.',
+    }),
+  })
+  .refine((config) => !config.insecureLoopbackHttp || isLoopback(listenAddressOf(config)), {
+    path: ['insecureLoopbackHttp'],
+    message: 'plain HTTP is for loopback only: remove it, or listenAddress and publicName',
+  })
+  .refine((config) => config.publicName !== undefined || isLoopback(listenAddressOf(config)), {
+    path: ['publicName'],
+    message: 'must be set to be reached from other hosts',
+  })
+  .superRefine((config, context) => {
+    if (config.storage.kind !== 's3') return
+    for (const key of ['endpoint', 'bucket', 'credentialsFile'] as const)
+      if (config.storage[key] === undefined)
+        context.addIssue({
+          code: 'custom',
+          path: ['storage', key],
+          message: 'must be set for storage.kind s3',
+        })
+  })
+
+export type ControlPlaneConfig = z.infer<typeof controlPlaneConfig>
+
+type Names = { listenAddress?: string | undefined; publicName?: string | undefined }
+
+/** The address to listen on. */
+export function listenAddressOf(config: Names): string {
+  if (config.listenAddress !== undefined) return config.listenAddress
+  return config.publicName === undefined || isLoopback(config.publicName) ? '127.0.0.1' : '::'
+}
+
+/** Whether only this host can reach the address. */
+export function isLoopback(address: string): boolean {
+  return address === 'localhost' || address === '::1' || /^127(\.\d{1,3}){3}$/.test(address)
+}
+
+/** The name that URLs carry, and every name that server certificates are made for. */
+export function publicNamesOf(config: Names): {
+  name: string
+  names: string[]
+} {
+  const name = config.publicName ?? '127.0.0.1'
+  if (!isLoopback(name)) return { name, names: [name] }
+  return { name, names: [...new Set([name, 'localhost', '127.0.0.1', '::1'])] }
+}

@@ -1,0 +1,38 @@
+/** Destroys a job key for good: its row is gone, and so is every key that ever wrapped it. */
+import { SluiceError } from '@sluice/protocol/errors'
+import type { Database } from '../database/database.ts'
+import type { Keys } from '../keys/keys.ts'
+import type { OwnWork } from './receipts.ts'
+import { hasJobKey, type JobRow } from './store.ts'
+
+/**
+ * Waits for a roll that begins after the row was gone. After a crash it asks for another: a roll too
+ * many costs little, one too few would leave the key recoverable.
+ *
+ * @throws SluiceError `request.conflict` while the job still has its key; what the roll throws.
+ */
+export async function destroyKey(
+  parts: {
+    database: Database
+    keys: Pick<Keys, 'roll'>
+    now: () => number
+    signal?: AbortSignal
+  },
+  job: Pick<JobRow, 'id'>,
+): Promise<OwnWork> {
+  const startedAtMs = parts.now()
+  if (await parts.database.read((sql) => hasJobKey(sql, job.id)))
+    throw new SluiceError('request.conflict', `job ${job.id} still has its key`)
+  const { destroyedAtMs } = await parts.keys.roll(parts.signal)
+  return {
+    method: 'epoch-roll',
+    checked: [
+      'no row holds the key',
+      'survivors re-sealed, read again and opened',
+      'old epoch key overwritten and read back',
+      'old key process ended',
+    ],
+    startedAtMs,
+    wipedAtMs: Math.max(startedAtMs, destroyedAtMs),
+  }
+}

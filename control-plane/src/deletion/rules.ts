@@ -1,0 +1,69 @@
+/** Decides when an owed deletion is tried again, when it is overdue, and when a job is proven gone. */
+import { limits } from '@sluice/protocol/limits'
+import type { HolderKind } from '@sluice/protocol/receipt'
+import type { obligations, ObligationKind } from '../database/schema.ts'
+
+export type Obligation = typeof obligations.$inferSelect
+
+/** Why a job is deleted. */
+export type DeletionReason = 'analysed' | 'expired' | 'requested' | 'refused' | 'lost'
+
+/** Which kind of holder each obligation speaks for; null for duties that no holder confirms. */
+export const holderKindOf: Readonly<Record<ObligationKind, HolderKind | null>> = {
+  'lease.wipe': 'gpu-lease',
+  'spool.delete': 'capture-spool',
+  'object.delete': 'object-store',
+  'key.destroy': 'job-key',
+  'result.deliver': 'result-blob',
+  'job.expire': null,
+  'job.expiry-notice': null,
+  'certificate.issue': null,
+}
+
+/**
+ * How long until the next try: it doubles, with jitter in the upper half, so that a store that comes
+ * back is not met by all tries at once and none comes right away.
+ *
+ * @param attempts Tries made so far, 1 or more.
+ * @param random In [0, 1).
+ */
+export function retryDelayMs(attempts: number, random: number): number {
+  const ceiling = Math.min(
+    limits.obligationRetryMsMax,
+    limits.obligationRetryMsMin * 2 ** Math.min(attempts, 30),
+  )
+  return Math.ceil(ceiling / 2 + (random * ceiling) / 2)
+}
+
+/** What stands between a job in `deleting` and its certificate. */
+export type Missing = { kind: ObligationKind; obligationId: string | null; reason: string }
+
+/**
+ * What is still missing before a job's certificate may be issued: every holder's duty must be done
+ * and have its receipt, the holders of every job must be among them, and so must every lease.
+ *
+ * @param receiptFor Ids of obligations that have a receipt.
+ */
+export function missingForCertificate(
+  job: {
+    obligations: readonly Obligation[]
+    leaseIds: readonly string[]
+  },
+  receiptFor: ReadonlySet<string>,
+): Missing[] {
+  const missing: Missing[] = []
+  const held = job.obligations.filter((one) => holderKindOf[one.kind] !== null)
+  for (const { id, kind, state } of held) {
+    if (state !== 'done') missing.push({ kind, obligationId: id, reason: 'not done' })
+    else if (!receiptFor.has(id)) missing.push({ kind, obligationId: id, reason: 'no receipt' })
+  }
+  for (const kind of ['spool.delete', 'object.delete', 'key.destroy'] as const) {
+    if (!held.some((one) => one.kind === kind))
+      missing.push({ kind, obligationId: null, reason: 'never recorded' })
+  }
+  for (const leaseId of job.leaseIds) {
+    if (!held.some((one) => one.kind === 'lease.wipe' && one.leaseId === leaseId))
+      missing.push({ kind: 'lease.wipe', obligationId: null, reason: `never recorded: ${leaseId}` })
+  }
+  return missing
+}

@@ -1,0 +1,353 @@
+/** Remembers everything still owed about a job, and the receipts that settle it. */
+import { and, asc, eq, gt, inArray, isNull, lte, min, ne, sql as raw } from 'drizzle-orm'
+import type { ErrorCode } from '@sluice/protocol/errors'
+import { type JobId, type LeaseId, type ObligationId, obligationId } from '@sluice/protocol/ids'
+import { limits } from '@sluice/protocol/limits'
+import { newId } from '@sluice/protocol/process/new-id'
+import type { Holder } from '@sluice/protocol/receipt'
+import type { Changes } from '../changes.ts'
+import type { Queries, Transaction } from '../database/database.ts'
+import {
+  agents,
+  certificates,
+  jobKeys,
+  jobs,
+  leases,
+  type ObligationKind,
+  obligations,
+  receipts,
+  results,
+  uploads,
+} from '../database/schema.ts'
+import type { Obligation } from './rules.ts'
+
+export type ReceiptRow = typeof receipts.$inferSelect
+export type JobRow = typeof jobs.$inferSelect
+export type LeaseRow = typeof leases.$inferSelect
+
+export type NewObligation = {
+  /** Given when the id was promised to a holder before; otherwise made here. */
+  id?: ObligationId
+  jobId: JobId
+  kind: ObligationKind
+  /** Who must sign for it; for the control plane's own holders it may stay open until then. */
+  holder?: Holder
+  leaseId?: LeaseId
+  /** `waiting`: known, not due before the job is deleted. */
+  state: 'waiting' | 'due'
+  atMs: number
+  /** When it may first be worked on; at once by default. */
+  nextTryAtMs?: number
+  /** Beyond this it is alarmed; `limits.obligationOverdueMs` after `atMs` by default. */
+  deadlineAtMs?: number
+}
+
+/**
+ * Records a duty in the caller's transaction, together with the change that caused it.
+ *
+ * @returns The id that the holder's receipt must name.
+ */
+export async function addObligation(
+  tx: Transaction,
+  owed: NewObligation,
+  changes: Changes,
+): Promise<ObligationId> {
+  const id = owed.id ?? newId(obligationId, owed.atMs)
+  await tx.sql.insert(obligations).values({
+    id,
+    jobId: owed.jobId,
+    kind: owed.kind,
+    holder: owed.holder ?? null,
+    leaseId: owed.leaseId ?? null,
+    state: owed.state,
+    nextTryAtMs: owed.nextTryAtMs ?? owed.atMs,
+    deadlineAtMs: owed.deadlineAtMs ?? owed.atMs + limits.obligationOverdueMs,
+    createdAtMs: owed.atMs,
+  })
+  if (owed.state === 'due') tx.afterCommit(() => changes.emit('obligation'))
+  return id
+}
+
+/** Makes a job's waiting duties of these kinds due; those that are due or done stay as they are. */
+export async function makeDue(
+  tx: Transaction,
+  due: {
+    jobId: JobId
+    kinds: readonly ObligationKind[]
+    /** Only the duty of this lease. */
+    leaseId?: LeaseId
+    atMs: number
+    nextTryAtMs?: number
+  },
+  changes: Changes,
+): Promise<void> {
+  await tx.sql
+    .update(obligations)
+    .set({
+      state: 'due',
+      nextTryAtMs: due.nextTryAtMs ?? due.atMs,
+      deadlineAtMs: due.atMs + limits.obligationOverdueMs,
+    })
+    .where(
+      and(
+        eq(obligations.jobId, due.jobId),
+        inArray(obligations.kind, [...due.kinds]),
+        eq(obligations.state, 'waiting'),
+        due.leaseId === undefined ? undefined : eq(obligations.leaseId, due.leaseId),
+      ),
+    )
+  tx.afterCommit(() => changes.emit('obligation'))
+}
+
+/** Lets the engine look at a job's due duty at once instead of at its next try. */
+export async function bringForward(
+  tx: Transaction,
+  which: { jobId: JobId; kind: ObligationKind; atMs: number },
+  changes: Changes,
+): Promise<void> {
+  await tx.sql
+    .update(obligations)
+    .set({ nextTryAtMs: which.atMs })
+    .where(
+      and(
+        eq(obligations.jobId, which.jobId),
+        eq(obligations.kind, which.kind),
+        eq(obligations.state, 'due'),
+      ),
+    )
+  tx.afterCommit(() => changes.emit('obligation'))
+}
+
+/**
+ * Settles a job's open duties of these kinds without a receipt: they lost their point. Only for
+ * kinds that no holder signs for.
+ */
+export async function dropDuties(
+  tx: Transaction,
+  which: { jobId: JobId; kinds: readonly ('job.expire' | 'job.expiry-notice')[]; atMs: number },
+): Promise<void> {
+  await tx.sql
+    .update(obligations)
+    .set({ state: 'done', doneAtMs: which.atMs })
+    .where(
+      and(
+        eq(obligations.jobId, which.jobId),
+        inArray(obligations.kind, [...which.kinds]),
+        ne(obligations.state, 'done'),
+      ),
+    )
+}
+
+/** Marks a duty done. @returns Whether this call did it; false when it was done before. */
+export async function markDone(tx: Transaction, id: ObligationId, atMs: number): Promise<boolean> {
+  const done = await tx.sql
+    .update(obligations)
+    .set({ state: 'done', doneAtMs: atMs, lastError: null, lastErrorCode: null })
+    .where(and(eq(obligations.id, id), ne(obligations.state, 'done')))
+  return done.changes > 0
+}
+
+/** Duties to work on now, the longest waiting first. */
+export async function dueObligations(
+  sql: Queries,
+  which: { kind: ObligationKind; nowMs: number; itemsMax: number },
+): Promise<Obligation[]> {
+  return sql
+    .select()
+    .from(obligations)
+    .where(
+      and(
+        eq(obligations.kind, which.kind),
+        eq(obligations.state, 'due'),
+        lte(obligations.nextTryAtMs, which.nowMs),
+      ),
+    )
+    .orderBy(asc(obligations.nextTryAtMs), asc(obligations.id))
+    .limit(which.itemsMax)
+}
+
+/** When the next duty after `nowMs` may be worked on, or undefined when there is none. */
+export async function nextDutyAtMs(sql: Queries, nowMs: number): Promise<number | undefined> {
+  const rows = await sql
+    .select({ atMs: min(obligations.nextTryAtMs) })
+    .from(obligations)
+    .where(and(eq(obligations.state, 'due'), gt(obligations.nextTryAtMs, nowMs)))
+  return rows[0]?.atMs ?? undefined
+}
+
+/** Duties that are late and were not alarmed yet: each is returned once, ever. */
+export async function takeOverdue(tx: Transaction, nowMs: number): Promise<Obligation[]> {
+  return tx.sql
+    .update(obligations)
+    .set({ alarmedAtMs: nowMs })
+    .where(
+      and(
+        eq(obligations.state, 'due'),
+        lte(obligations.deadlineAtMs, nowMs),
+        isNull(obligations.alarmedAtMs),
+      ),
+    )
+    .returning()
+}
+
+/** Writes down a try that did not settle the duty. The duty stays, whatever happened. */
+export async function recordTry(
+  tx: Transaction,
+  failed: {
+    id: ObligationId
+    nextTryAtMs: number
+    /** Undefined when nothing failed: the holder's answer is waited for. */
+    problem?: { code: ErrorCode; message: string } | undefined
+  },
+): Promise<void> {
+  await tx.sql
+    .update(obligations)
+    .set({
+      attempts: raw`${obligations.attempts} + 1`,
+      nextTryAtMs: failed.nextTryAtMs,
+      lastErrorCode: failed.problem?.code ?? null,
+      lastError: failed.problem?.message.slice(0, limits.errorTextCharsMax) ?? null,
+    })
+    .where(and(eq(obligations.id, failed.id), ne(obligations.state, 'done')))
+}
+
+/** Writes down who signs for a duty of the control plane's own. */
+export async function setHolder(tx: Transaction, id: ObligationId, holder: Holder): Promise<void> {
+  await tx.sql.update(obligations).set({ holder }).where(eq(obligations.id, id))
+}
+
+export async function obligationById(
+  sql: Queries,
+  id: ObligationId,
+): Promise<Obligation | undefined> {
+  return sql.query.obligations.findFirst({ where: eq(obligations.id, id) })
+}
+
+/** All duties of a job, done ones too, in the order they arose. */
+export async function obligationsOfJob(sql: Queries, job: JobId): Promise<Obligation[]> {
+  return sql
+    .select()
+    .from(obligations)
+    .where(eq(obligations.jobId, job))
+    .orderBy(asc(obligations.createdAtMs), asc(obligations.id))
+}
+
+// ---------------------------------------------------------------- receipts
+
+export async function addReceipt(tx: Transaction, receipt: ReceiptRow): Promise<void> {
+  await tx.sql.insert(receipts).values(receipt)
+}
+
+export async function receiptOfObligation(
+  sql: Queries,
+  id: ObligationId,
+): Promise<ReceiptRow | undefined> {
+  return sql.query.receipts.findFirst({ where: eq(receipts.obligationId, id) })
+}
+
+export async function receiptsOfJob(sql: Queries, job: JobId): Promise<ReceiptRow[]> {
+  return sql
+    .select()
+    .from(receipts)
+    .where(eq(receipts.jobId, job))
+    .orderBy(asc(receipts.obligationId))
+}
+
+// ---------------------------------------------------------------- what deletion reads and changes of a job
+
+export async function jobById(sql: Queries, id: JobId): Promise<JobRow | undefined> {
+  return sql.query.jobs.findFirst({ where: eq(jobs.id, id) })
+}
+
+/** Every lease a job ever had, in the order of their fences. */
+export async function leasesOfJob(sql: Queries, job: JobId): Promise<LeaseRow[]> {
+  return sql.select().from(leases).where(eq(leases.jobId, job)).orderBy(asc(leases.fence))
+}
+
+/** Changes a job only while it is still in the state it was decided on. @returns Whether it was. */
+export async function changeJob(
+  tx: Transaction,
+  which: { id: JobId; from: JobRow['state'] },
+  set: Partial<typeof jobs.$inferInsert>,
+): Promise<boolean> {
+  const changed = await tx.sql
+    .update(jobs)
+    .set(set)
+    .where(and(eq(jobs.id, which.id), eq(jobs.state, which.from)))
+  return changed.changes > 0
+}
+
+/** @returns Whether there was a key. */
+export async function deleteJobKey(tx: Transaction, job: JobId): Promise<boolean> {
+  const deleted = await tx.sql.delete(jobKeys).where(eq(jobKeys.jobId, job))
+  return deleted.changes > 0
+}
+
+export async function hasJobKey(sql: Queries, job: JobId): Promise<boolean> {
+  return (await sql.query.jobKeys.findFirst({ where: eq(jobKeys.jobId, job) })) !== undefined
+}
+
+/**
+ * Ends the job's open leases: no renewal and no result counts for them any more.
+ *
+ * @returns Those that this call ended.
+ */
+export async function endOpenLeases(
+  tx: Transaction,
+  job: JobId,
+  atMs: number,
+): Promise<LeaseRow[]> {
+  return tx.sql
+    .update(leases)
+    .set({ endedAtMs: atMs, endReason: 'deleted' })
+    .where(and(eq(leases.jobId, job), isNull(leases.endedAtMs)))
+    .returning()
+}
+
+export async function markLeaseWiped(tx: Transaction, id: LeaseId, atMs: number): Promise<void> {
+  await tx.sql.update(leases).set({ wipedAtMs: atMs }).where(eq(leases.id, id))
+}
+
+/** The identity key an agent joined with: SubjectPublicKeyInfo in DER. */
+export async function agentKeyOf(sql: Queries, id: Holder['id']): Promise<Buffer | undefined> {
+  const agent = await sql.query.agents.findFirst({
+    columns: { publicKey: true },
+    where: raw`${agents.id} = ${id}`,
+  })
+  return agent?.publicKey
+}
+
+export async function resultOfJob(sql: Queries, job: JobId) {
+  return sql.query.results.findFirst({
+    columns: { sealed: false },
+    extras: { held: raw<number>`${results.sealed} IS NOT NULL`.as('held') },
+    where: eq(results.jobId, job),
+  })
+}
+
+/** Takes the sealed result away; what it was stays. */
+export async function clearResult(tx: Transaction, job: JobId): Promise<void> {
+  await tx.sql.update(results).set({ sealed: null }).where(eq(results.jobId, job))
+}
+
+// ---------------------------------------------------------------- certificates
+
+export async function addCertificate(
+  tx: Transaction,
+  certificate: typeof certificates.$inferInsert,
+): Promise<void> {
+  await tx.sql.insert(certificates).values(certificate)
+}
+
+export async function certificateOfJob(sql: Queries, job: JobId): Promise<string | undefined> {
+  const row = await sql.query.certificates.findFirst({ where: eq(certificates.jobId, job) })
+  return row?.envelope
+}
+
+/** Ends the ledger's open uploads of a job: the store has none of them any more. */
+export async function endUploads(tx: Transaction, job: JobId, atMs: number): Promise<void> {
+  await tx.sql
+    .update(uploads)
+    .set({ state: 'aborted', endedAtMs: atMs })
+    .where(and(eq(uploads.jobId, job), inArray(uploads.state, ['creating', 'open'])))
+}

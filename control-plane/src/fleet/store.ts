@@ -1,0 +1,215 @@
+/** Remembers agents and the commands they are owed. */
+import { and, asc, eq, gt, inArray, isNull, type SQL } from 'drizzle-orm'
+import { type AgentId, type CommandId, commandId } from '@sluice/protocol/ids'
+import type { ErrorCode } from '@sluice/protocol/errors'
+import { limits } from '@sluice/protocol/limits'
+import type { Command, CommandType, Hello, Lane } from '@sluice/protocol/messages'
+import { newId } from '@sluice/protocol/process/new-id'
+import type { Changes } from '../changes.ts'
+import type { Queries, Transaction } from '../database/database.ts'
+import { agents, commands } from '../database/schema.ts'
+import { supersedes } from './rules.ts'
+
+export type AgentRow = typeof agents.$inferSelect
+export type CommandRow = typeof commands.$inferSelect
+
+// ---------------------------------------------------------------- commands
+
+/**
+ * Makes a command a row with the agent's next sequence number, in the caller's transaction. After
+ * the commit it is sent, or it waits for the agent to come back. Open commands that it leaves without
+ * a point are withdrawn.
+ */
+export async function enqueueCommand(
+  tx: Transaction,
+  order: { agentId: AgentId; lane: Lane; command: Command; atMs: number },
+  changes: Changes,
+): Promise<CommandId> {
+  await cancelCommands(tx, {
+    agentId: order.agentId,
+    atMs: order.atMs,
+    matches: (open) => supersedes(order.command, open),
+  })
+  const agent = await tx.sql.query.agents.findFirst({
+    columns: { lastSeq: true },
+    where: eq(agents.id, order.agentId),
+  })
+  const seq = (agent?.lastSeq ?? 0) + 1
+  const id = newId(commandId, order.atMs)
+  await tx.sql.update(agents).set({ lastSeq: seq }).where(eq(agents.id, order.agentId))
+  await tx.sql.insert(commands).values({
+    id,
+    agentId: order.agentId,
+    seq,
+    lane: order.lane,
+    body: order.command,
+    createdAtMs: order.atMs,
+  })
+  tx.afterCommit(() => changes.emit('command', order.agentId))
+  return id
+}
+
+/** Withdraws commands that were not acknowledged yet; they are never sent again. */
+export async function cancelCommands(
+  tx: Transaction,
+  which: { agentId: AgentId; atMs: number; matches: (command: Command) => boolean },
+): Promise<void> {
+  const open = await openCommands(tx.sql, which.agentId)
+  const ids = open.filter((row) => which.matches(row.body)).map((row) => row.id)
+  if (ids.length === 0) return
+  await tx.sql.update(commands).set({ cancelledAtMs: which.atMs }).where(inArray(commands.id, ids))
+}
+
+/** An agent's commands without acknowledgement, oldest first. */
+export async function openCommands(sql: Queries, agent: AgentId): Promise<CommandRow[]> {
+  return sql
+    .select()
+    .from(commands)
+    .where(
+      and(eq(commands.agentId, agent), isNull(commands.ackedAtMs), isNull(commands.cancelledAtMs)),
+    )
+    .orderBy(asc(commands.seq))
+}
+
+/** Whether an agent still has an unacknowledged command that `matches`. */
+export async function hasOpenCommand(
+  sql: Queries,
+  agent: AgentId,
+  matches: (command: Command) => boolean,
+): Promise<boolean> {
+  return (await openCommands(sql, agent)).some((row) => matches(row.body))
+}
+
+export async function markSent(tx: Transaction, ids: CommandId[], atMs: number): Promise<void> {
+  if (ids.length === 0) return
+  await tx.sql.update(commands).set({ sentAtMs: atMs }).where(inArray(commands.id, ids))
+}
+
+/**
+ * Records that the command's effect is durable on the agent. Saying it twice changes nothing.
+ *
+ * @returns The acknowledged command's type, or undefined when the agent never had such a command.
+ */
+export async function acknowledge(
+  tx: Transaction,
+  ack: {
+    agentId: AgentId
+    seq: number
+    commandId: CommandId
+    problemCode?: ErrorCode | undefined
+    atMs: number
+  },
+): Promise<CommandType | undefined> {
+  const mine = and(
+    eq(commands.agentId, ack.agentId),
+    eq(commands.seq, ack.seq),
+    eq(commands.id, ack.commandId),
+  )
+  const row = await tx.sql.query.commands.findFirst({ where: mine })
+  if (row && row.ackedAtMs === null)
+    await tx.sql
+      .update(commands)
+      .set({ ackedAtMs: ack.atMs, problemCode: ack.problemCode ?? null })
+      .where(mine)
+  return row?.body.type
+}
+
+// ---------------------------------------------------------------- agents
+
+export async function agentById(sql: Queries, id: AgentId): Promise<AgentRow | undefined> {
+  return sql.query.agents.findFirst({ where: eq(agents.id, id) })
+}
+
+/**
+ * One page of agents in the order of their ids.
+ *
+ * @param which.sites Sites the asker may see; null for all.
+ */
+export async function pageOfAgents(
+  sql: Queries,
+  which: {
+    sites: readonly string[] | null
+    role?: 'capture' | 'gpu' | undefined
+    after?: AgentId | undefined
+    itemsMax: number
+  },
+): Promise<AgentRow[]> {
+  const filters: SQL[] = []
+  if (which.sites) filters.push(inArray(agents.site, [...which.sites]))
+  if (which.role) filters.push(eq(agents.role, which.role))
+  if (which.after) filters.push(gt(agents.id, which.after))
+  return sql
+    .select()
+    .from(agents)
+    .where(and(...filters))
+    .orderBy(asc(agents.id))
+    .limit(which.itemsMax)
+}
+
+/** Writes down what an agent said of itself when it connected. */
+export async function recordHello(
+  tx: Transaction,
+  agent: AgentRow,
+  hello: Hello,
+  atMs: number,
+): Promise<void> {
+  await tx.sql
+    .update(agents)
+    .set({
+      offer: hello.offer ?? null,
+      build: hello.build,
+      instanceId: hello.instanceId,
+      connectedAtMs: atMs,
+      lastSeenAtMs: atMs,
+      clockSkewMs: hello.atMs - atMs,
+      // After a restore the agent may know numbers that this database never gave out. A lie must not
+      // use them up: without a next number nobody could order the agent anything, or revoke it.
+      lastSeq: Math.max(
+        agent.lastSeq,
+        Math.min(hello.lastSeq, agent.lastSeq + limits.commandSeqJumpMax),
+      ),
+    })
+    .where(eq(agents.id, agent.id))
+}
+
+export async function recordGone(
+  tx: Transaction,
+  id: AgentId,
+  lastSeenAtMs: number,
+): Promise<void> {
+  await tx.sql.update(agents).set({ connectedAtMs: null, lastSeenAtMs }).where(eq(agents.id, id))
+}
+
+/** At start nobody is connected, whatever a crash left in the rows. */
+export async function forgetConnections(tx: Transaction): Promise<void> {
+  await tx.sql.update(agents).set({ connectedAtMs: null })
+}
+
+/** What an operator may change of an agent. */
+export type AgentChange = {
+  allowedAnalysers?: string[] | null | undefined
+  leasesMax?: number | undefined
+  labels?: Record<string, string> | undefined
+}
+
+export async function changeAgent(
+  tx: Transaction,
+  id: AgentId,
+  change: AgentChange,
+): Promise<void> {
+  const set: Partial<typeof agents.$inferInsert> = {}
+  if (change.allowedAnalysers !== undefined) set.allowedAnalysers = change.allowedAnalysers
+  if (change.leasesMax !== undefined) set.leasesMax = change.leasesMax
+  if (change.labels !== undefined) set.labels = change.labels
+  if (Object.keys(set).length === 0) return
+  await tx.sql.update(agents).set(set).where(eq(agents.id, id))
+}
+
+/** @returns Whether this call revoked it; false when it was revoked before. */
+export async function markRevoked(tx: Transaction, id: AgentId, atMs: number): Promise<boolean> {
+  const revoked = await tx.sql
+    .update(agents)
+    .set({ revokedAtMs: atMs })
+    .where(and(eq(agents.id, id), isNull(agents.revokedAtMs)))
+  return revoked.changes > 0
+}

@@ -1,0 +1,105 @@
+/** Holds the jobs of a revoked agent, and lets held ones go on. */
+import type { Actor } from '@sluice/protocol/audit-event'
+import { SluiceError } from '@sluice/protocol/errors'
+import type { AgentId, JobId } from '@sluice/protocol/ids'
+import type { Transaction } from '../database/database.ts'
+import { dropDuties } from '../deletion/store.ts'
+import type { JobDeps } from './deps.ts'
+import { failJob, problemOfJob } from './fail.ts'
+import { closeLease, revokeLeases } from './leases.ts'
+import { freezableStates, thawedState } from './rules.ts'
+import {
+  changeState,
+  changeUpload,
+  existingJob,
+  type JobRow,
+  jobsInStates,
+  openLease,
+  openUpload,
+} from './store.ts'
+
+/**
+ * What a revocation means for jobs, in the transaction that revokes: a capture host's jobs are held,
+ * not destroyed; a node's leases end and their jobs wait for another node.
+ */
+export async function holdJobsOf(
+  deps: JobDeps,
+  tx: Transaction,
+  held: { agentId: AgentId; actor: Actor },
+): Promise<void> {
+  await revokeLeases(deps, tx, held.agentId)
+  const atMs = deps.now()
+  for (const job of await jobsInStates(tx.sql, held.agentId, freezableStates)) {
+    const lease = job.state === 'leased' ? await openLease(tx.sql, job.id) : undefined
+    if (lease) await closeLease(deps, tx, { job, lease, reason: 'revoked' })
+    await dropDuties(tx, { jobId: job.id, kinds: ['job.expire', 'job.expiry-notice'], atMs })
+    await changeState(
+      tx,
+      {
+        jobId: job.id,
+        from: job.state,
+        to: 'frozen',
+        actor: held.actor,
+        atMs,
+        set: { frozenFrom: job.state, expiresAtMs: null },
+        detail: { agentId: held.agentId },
+      },
+      deps.changes,
+    )
+  }
+}
+
+/** Aborts the incomplete uploads of a revoked capture host, so that no grant of it works any more. */
+export async function abortUploadsOf(deps: JobDeps, agentId: AgentId): Promise<void> {
+  const frozen = await deps.database.read((sql) => jobsInStates(sql, agentId, ['frozen']))
+  for (const job of frozen)
+    await deps.turns.take(job.id, async () => {
+      const upload = await deps.database.read((sql) => openUpload(sql, job.id))
+      if (!upload?.storeUploadId) return
+      await deps.store.abortUpload({ key: job.objectKey, storeUploadId: upload.storeUploadId })
+      await deps.database.write((tx) =>
+        changeUpload(tx, upload.id, { state: 'aborted', endedAtMs: deps.now() }),
+      )
+    })
+}
+
+/**
+ * Lets a held job go on from where it was held.
+ *
+ * @throws SluiceError `job.not_found`; `request.conflict` unless it is frozen.
+ */
+export async function releaseJob(
+  deps: JobDeps,
+  order: { jobId: JobId; actor: Actor },
+): Promise<JobRow> {
+  return deps.database.write(async (tx) => {
+    const job = await existingJob(tx.sql, order.jobId)
+    if (job.state !== 'frozen' || job.frozenFrom === null)
+      throw new SluiceError('request.conflict', `job ${job.id} is ${job.state}, not frozen`)
+    const atMs = deps.now()
+    const to = thawedState(job.frozenFrom)
+    if (to === 'failed') {
+      const problem = problemOfJob(job) ?? {
+        code: 'job.failed',
+        message: 'the job had failed before it was held',
+        retry: 'never',
+      }
+      await failJob(deps, tx, { job, from: 'frozen', to, problem, actor: order.actor })
+      return existingJob(tx.sql, job.id)
+    }
+    await changeState(
+      tx,
+      {
+        jobId: job.id,
+        from: 'frozen',
+        to,
+        actor: order.actor,
+        atMs,
+        set: { frozenFrom: null },
+        detail: { released: true },
+      },
+      deps.changes,
+    )
+    return existingJob(tx.sql, job.id)
+  })
+}

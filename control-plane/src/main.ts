@@ -1,0 +1,310 @@
+/** Joins the features of the control plane into one that runs, and ends in the reverse order. */
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
+import type { Log } from '@sluice/protocol/process/log'
+import { openAuthority } from './access/authority.ts'
+import { renewCertificate } from './access/join.ts'
+import { accessRoutes, adminRoutes } from './access/routes.ts'
+import { hasPrincipal } from './access/tokens.ts'
+import { auditRoutes } from './audit/routes.ts'
+import { appendAudit } from './audit/store.ts'
+import { buildVersion } from './build.ts'
+import { createChanges } from './changes.ts'
+import { type ControlPlaneConfig, listenAddressOf, publicNamesOf } from './config.ts'
+import { type DataDirectory, openDataDirectory, writeDurably } from './data-directory.ts'
+import { openDatabase } from './database/database.ts'
+import { lockFolder } from './database/folder-lock.ts'
+import { isWriteFailure } from './database/write-failure.ts'
+import { createObligationEngine } from './deletion/engine.ts'
+import { openEvidence } from './deletion/evidence.ts'
+import { acceptReceipt } from './deletion/receipts.ts'
+import { createEvents } from './events.ts'
+import { createFleet } from './fleet/fleet.ts'
+import { problemOf } from './fleet/problem.ts'
+import { agentRoutes } from './fleet/routes.ts'
+import { statusOf } from './health.ts'
+import {
+  openAdminSocket,
+  openAgentListener,
+  openOperatorListener,
+  operatorApi,
+  refuseSecondInstance,
+  systemRoutes,
+} from './http.ts'
+import type { JobDeps } from './jobs/deps.ts'
+import { createJobs } from './jobs/jobs.ts'
+import { createLeaseTimes } from './jobs/lease-times.ts'
+import { jobRoutes } from './jobs/routes.ts'
+import { createTurns } from './jobs/turns.ts'
+import { startKeyProcess } from './keys/key-process-link.ts'
+import { createKeys } from './keys/keys.ts'
+import { openSlotFile } from './keys/slot-file.ts'
+import { openApiDocument } from './openapi.ts'
+import { checkedStore } from './storage/checked-store.ts'
+import { type DirectoryStore, openDirectoryStore } from './storage/directory-store.ts'
+import type { ObjectStore } from './storage/object-store.ts'
+import { readS3Credentials } from './storage/s3-credentials.ts'
+import { createS3Store } from './storage/s3-store.ts'
+
+export type ControlPlane = AsyncDisposable & {
+  directory: DataDirectory
+  agentUrl: string
+  operatorUrl: string
+  /** SHA-256 of the CA certificate, which agents and operators may compare. */
+  caSha256: string
+  /** Nobody has a token yet: the owner makes the first one over the admin socket. */
+  unclaimed: boolean
+}
+
+/**
+ * Starts a control plane. It works as soon as this returns, and everything an earlier process left
+ * unfinished goes on by itself.
+ *
+ * @throws SluiceError for a data directory that is unsafe, newer or in use, a port that is taken,
+ * or a store that cannot be used; `host.disk_full` when its disk is.
+ */
+export async function createControlPlane(options: StartOptions): Promise<ControlPlane> {
+  try {
+    return await start(options)
+  } catch (error) {
+    throw isFullDisk(error) ? noRoomToStart(options.config.dataDir, error) : error
+  }
+}
+
+type StartOptions = {
+  config: ControlPlaneConfig
+  log: Log
+  now?: () => number
+  /** Monotonic milliseconds: the clock of leases. */
+  monotonicMs?: () => number
+}
+
+/** Nothing is half-done by a start that ends here: the next one begins again from the same rows. */
+function noRoomToStart(dataDir: string, cause: unknown): SluiceError {
+  return new SluiceError('host.disk_full', `cannot write to the data directory ${dataDir}`, {
+    retry: 'later',
+    hint: 'Make room on its disk, or look at its health, then start again.',
+    cause,
+  })
+}
+
+function isFullDisk(error: unknown): boolean {
+  if (isSluiceError(error)) return error.code === 'host.disk_full'
+  const { code } = error as NodeJS.ErrnoException
+  return isWriteFailure(error) || ['ENOSPC', 'EDQUOT', 'EFBIG', 'EIO'].includes(code ?? '')
+}
+
+async function start(options: StartOptions): Promise<ControlPlane> {
+  const { config, log, now = Date.now } = options
+  const events = createEvents(log)
+  const build = buildVersion()
+  const startedAtMs = now()
+  await using started = new AsyncDisposableStack()
+
+  const { directory } = await openDataDirectory(config.dataDir)
+  await refuseSecondInstance(directory.adminSocket)
+  // Its socket comes last: two that start at the same moment meet here, before any key is touched.
+  started.use(lockFolder(directory.lock))
+  const authority = await openAuthority(directory.authority, now)
+  const evidence = await openEvidence(directory.evidence)
+  const changes = createChanges()
+  const database = started.use(
+    openDatabase(directory.database, {
+      unwritable: (problem) => events.databaseUnwritable(problem),
+      writable: () => events.databaseWritable(),
+    }),
+  )
+
+  // Known once the listeners are open; nothing asks before.
+  const urls = { agent: '', operator: '' }
+  const { name, names } = publicNamesOf(config)
+  const address = listenAddressOf(config)
+
+  const slotFile = join(directory.epoch, 'slots')
+  const epochKeys = started.use(await openSlotFile(slotFile, { overwriteTorn: true }))
+  const keys = started.use(
+    await createKeys({
+      database,
+      store: epochKeys,
+      startProcess: () => startKeyProcess({ slotFile }),
+      now,
+      offlineMsMax: config.offlineMaxMs,
+      report: (problem) => events.workFailed('keys', problem),
+    }),
+  )
+  const opened = await openStore(config, { directory, now, origin: () => urls.agent })
+  const { objects } = opened
+  started.use(opened.store)
+  const store = await checkedStore(opened.store, (problem) => events.workFailed('store', problem))
+
+  const jobDeps: JobDeps = {
+    database,
+    changes,
+    now,
+    leaseTimes: createLeaseTimes(options.monotonicMs ?? (() => performance.now())),
+    keys,
+    store,
+    failedJobKeepMs: config.failedJobKeepMs,
+    turns: createTurns(),
+  }
+  const jobs = createJobs({
+    ...jobDeps,
+    acceptReceipt: (agent, body) => acceptReceipt(jobDeps, agent.id, body.receipt),
+    renewCertificate: (agent, body) =>
+      renewCertificate({ database, authority, now }, agent.id, Buffer.from(body.csr, 'base64')),
+  })
+  const fleet = await createFleet({
+    database,
+    changes,
+    now,
+    build,
+    answer: jobs.answer,
+    renewLeases: jobs.renewLeases,
+  })
+
+  const accessDeps = {
+    database,
+    changes,
+    authority,
+    now,
+    operatorUrl: () => urls.operator,
+    agentUrl: () => urls.agent,
+  }
+  const status = () =>
+    statusOf(
+      { database, now },
+      {
+        build,
+        startedAtMs,
+        caSha256: authority.sha256,
+        evidenceKeyId: evidence.keyId,
+        store: store.kind,
+        connected: () => fleet.connected().length,
+      },
+    )
+  const listen = { authority, events, database, now, name, names, address }
+  const agents = started.use(
+    await openAgentListener({
+      ...listen,
+      port: config.agentPort,
+      attach: (request, socket, head, agent) => fleet.attach(request, socket, head, agent),
+      ...(objects === undefined ? {} : { objects }),
+    }),
+  )
+  urls.agent = agents.origin
+  // Ends before its listener, which waits for every connection it has let in.
+  started.use(fleet)
+  const revoked = new SluiceError('identity.revoked', 'this agent was revoked')
+  const api = operatorApi({
+    database,
+    events,
+    now,
+    routes: [
+      systemRoutes({ status, openApi: openApiDocument(build) }),
+      accessRoutes(accessDeps),
+      agentRoutes({
+        database,
+        changes,
+        now,
+        fleet,
+        holdJobs: jobs.holdJobs,
+        abortUploads: jobs.abortUploads,
+        disconnect: (agent) => {
+          fleet.disconnect(agent, problemOf(revoked))
+          agents.disconnectAgent(agent)
+        },
+      }),
+      jobRoutes(jobDeps),
+      auditRoutes({ database, changes, now }),
+    ],
+  })
+  const operators = started.use(
+    await openOperatorListener({
+      ...listen,
+      api,
+      port: config.operatorPort,
+      plain: config.insecureLoopbackHttp,
+    }),
+  )
+  urls.operator = operators.origin
+
+  await database.write((tx) =>
+    appendAudit(tx, {
+      atMs: startedAtMs,
+      type: 'control-plane.started',
+      actor: { kind: 'system' },
+      site: '*',
+      detail: { build },
+    }),
+  )
+  const engine = started.use(
+    createObligationEngine({
+      ...jobDeps,
+      keys,
+      store,
+      evidence,
+      expireJob: jobs.expireJob,
+      noticeExpiry: jobs.noticeExpiry,
+      report: ({ kind }, problem) => events.workFailed(kind, problem),
+    }),
+  )
+  engine.start()
+  started.use(jobs.startDispatch(fleet))
+  await writeDurably(
+    directory.listeners,
+    `${JSON.stringify({
+      agentUrl: urls.agent,
+      operatorUrl: urls.operator,
+      agentPort: agents.port,
+      operatorPort: operators.port,
+      pid: process.pid,
+    })}\n`,
+    0o600,
+  )
+  // Last: whoever finds the socket finds everything else.
+  started.use(await openAdminSocket(directory.adminSocket, adminRoutes(accessDeps)))
+  events.started({
+    agentUrl: urls.agent,
+    operatorUrl: urls.operator,
+    dataDir: directory.root,
+  })
+
+  const running = started.move()
+  return {
+    directory,
+    agentUrl: urls.agent,
+    operatorUrl: urls.operator,
+    caSha256: authority.sha256,
+    unclaimed: !(await hasPrincipal(database)),
+    [Symbol.asyncDispose]: () => running.disposeAsync(),
+  }
+}
+
+/** The store the configuration asks for; `objects` answers requests when it lives in a directory. */
+async function openStore(
+  config: ControlPlaneConfig,
+  options: { directory: DataDirectory; now: () => number; origin: () => string },
+): Promise<{ store: ObjectStore; objects?: DirectoryStore['handleObjectRequest'] }> {
+  const { now, origin } = options
+  const { kind, endpoint, bucket, region, pathStyle, caFile, credentialsFile } = config.storage
+  if (kind === 'directory') {
+    const store = await openDirectoryStore({ folder: options.directory.objects, origin, now })
+    return { store, objects: (request, response) => store.handleObjectRequest(request, response) }
+  }
+  if (endpoint === undefined || bucket === undefined || credentialsFile === undefined)
+    throw new SluiceError(
+      'config.invalid',
+      'storage.kind s3 needs endpoint, bucket, credentialsFile',
+    )
+  const store = createS3Store({
+    endpoint,
+    bucket,
+    region,
+    forcePathStyle: pathStyle,
+    ...(caFile === undefined ? {} : { authorities: await readFile(caFile, 'utf8') }),
+    credentials: () => readS3Credentials(credentialsFile),
+    now,
+  })
+  return { store }
+}

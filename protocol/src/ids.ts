@@ -1,0 +1,26 @@
+/** Identifiers: UUIDv7, branded so that one kind can't be passed for another. */
+import { z } from 'zod'
+
+const uuidV7 = z.uuidv7()
+
+export const jobId = uuidV7.brand<'JobId'>()
+export const agentId = uuidV7.brand<'AgentId'>()
+export const leaseId = uuidV7.brand<'LeaseId'>()
+export const commandId = uuidV7.brand<'CommandId'>()
+export const obligationId = uuidV7.brand<'ObligationId'>()
+export const receiveKeyId = uuidV7.brand<'ReceiveKeyId'>()
+export const submissionId = uuidV7.brand<'SubmissionId'>()
+export const principalId = uuidV7.brand<'PrincipalId'>()
+export const tokenId = uuidV7.brand<'TokenId'>()
+export const epochId = uuidV7.brand<'EpochId'>()
+
+export type JobId = z.infer<typeof jobId>
+export type AgentId = z.infer<typeof agentId>
+export type LeaseId = z.infer<typeof leaseId>
+export type CommandId = z.infer<typeof commandId>
+export type ObligationId = z.infer<typeof obligationId>
+export type ReceiveKeyId = z.infer<typeof receiveKeyId>
+export type SubmissionId = z.infer<typeof submissionId>
+export type PrincipalId = z.infer<typeof principalId>
+export type TokenId = z.infer<typeof tokenId>
+export type EpochId = z.infer<typeof epochId>

@@ -1,0 +1,152 @@
+/** Every bound of Sluice, with unit and reason. Nothing that comes from outside goes without one. */
+
+const KiB = 1024
+const MiB = 1024 * KiB
+const GiB = 1024 * MiB
+const second = 1000
+const minute = 60 * second
+const hour = 60 * minute
+const day = 24 * hour
+
+export const limits = {
+  // Sealed archive
+  /** c2sp.org/chunked-encryption@v1: plaintext bytes of every chunk but the last, which is shorter. */
+  chunkBytes: 16 * KiB,
+  /** A range of a sealed object is opened in memory as one piece. */
+  rangeBytesMax: 64 * MiB,
+  /** S3: an object holds at most 5 TiB; a multipart upload at most 10,000 parts. */
+  sealedBytesMax: 5 * 1024 * GiB,
+  partsMax: 10_000,
+  /** S3: every part but the last has at least 5 MiB. */
+  partBytesMin: 5 * MiB,
+  partBytesDefault: 16 * MiB,
+  /** 10,000 of them hold the largest object. S3 allows 5 GiB, but a part is in memory for its digest. */
+  partBytesMax: 528 * MiB,
+  /** The manifest is parsed as one JSON value. */
+  manifestBytesMax: 16 * MiB,
+  mediaPerJobMax: 10_000,
+  /** A result is a small document, not a copy of the media. */
+  resultBytesMax: 1 * MiB,
+  /** The sealed form: result, node's signature, HPKE encapsulation and tag. */
+  sealedResultBytesMax: 1 * MiB + 16 * KiB,
+
+  // Media (MEDIA.md of the gate: anchors are the limits of peers)
+  imageFileBytesMax: 100 * MiB,
+  audioFileBytesMax: 2 * GiB,
+  videoFileBytesMax: 20 * GiB,
+  imagePixelsMax: 100_000_000,
+  imageSidePixelsMax: 16_384,
+  videoFramePixelsMax: 36_000_000,
+  videoDurationMsMax: 4 * hour,
+  audioDurationMsMax: 4 * hour,
+  audioSampleRateHzMax: 192_000,
+  audioChannelsMax: 8,
+  tracksMax: 8,
+  /** Normalised media up to this size wait for the archive in memory, larger ones in scratch. */
+  mediumInMemoryBytesMax: 32 * MiB,
+  decoderMemoryBytesMax: 2 * GiB,
+  imageDecodeMsMax: 30 * second,
+  /** Added to three times the duration of a film or sound. */
+  avDecodeMsBase: 60 * second,
+
+  // Channel
+  /** One WebSocket frame: the largest is a sealed result with its message. */
+  frameBytesMax: 2 * MiB,
+  /** The JSON part of a frame. */
+  messageBytesMax: 512 * KiB,
+  /** Frames of one agent that wait to be worked off; further ones are left unread meanwhile. */
+  pendingRequestsMax: 256,
+  /** Bytes of those frames; a link is no place to store attachments. */
+  pendingBytesMax: 16 * MiB,
+  /** Frames of a link that are read, evenly and at once; faster ones wait in the network. */
+  messagesPerSecondMax: 100,
+  messagesBurstMax: 400,
+  /** Requests of one link that are worked on at once; the others wait. */
+  requestsAtOnceMax: 8,
+  /** Bytes a slow reader may leave unread before its link is cut. */
+  linkUnreadBytesMax: 16 * MiB,
+  commandsInFlightMax: 64,
+  /** How far an agent's word may move its command numbers on at once; a restore loses fewer. */
+  commandSeqJumpMax: 1_000_000,
+  heartbeatMs: 10 * second,
+  /** A link silent for this long is taken for dead. */
+  linkSilenceMs: 30 * second,
+  requestTimeoutMs: 30 * second,
+  reconnectMsMin: 250,
+  reconnectMsMax: 60 * second,
+  /** Clock difference between agent and control plane that is still only a warning. */
+  clockSkewMsMax: 5 * minute,
+
+  // Grants
+  uploadGrantMs: 15 * minute,
+  readGrantMs: 5 * minute,
+  /** Parts for which one message may ask grants. */
+  grantsPerRequestMax: 64,
+
+  // Leases
+  leaseMs: 60 * second,
+  /** The node stops and wipes this long before the deadline it counts itself. */
+  leaseWipeMarginMs: 10 * second,
+  /** The control plane waits this long beyond its own deadline before it leases again. */
+  leaseGraceMs: 15 * second,
+  leaseAttemptsMax: 5,
+  /** However faithfully a node renews: the longest analysis, and an hour for everything around it. */
+  leaseTotalMsMax: 5 * hour,
+  /** After a lease that came to nothing, its job waits: this long first, four times longer each time. */
+  leaseRetryMsMin: 2 * second,
+  leaseRetryMsMax: 60 * second,
+  analysisMsMax: 4 * hour,
+  analysisMsDefault: 10 * minute,
+  analysisMemoryBytesDefault: 4 * GiB,
+
+  // Identity
+  joinTokenMsDefault: 10 * minute,
+  joinTokenMsMax: 24 * hour,
+  certificateMs: 24 * hour,
+  serverCertificateMs: 90 * day,
+  authorityMs: 3650 * day,
+  apiTokenMsMax: 400 * day,
+
+  // Receive keys
+  receiveKeysPerAgent: 256,
+  receiveKeysPerMessage: 32,
+  offlineMsMaxDefault: 14 * day,
+
+  // Keeping and deleting
+  failedJobKeepMsDefault: 24 * hour,
+  onlyCopyKeepMs: 7 * day,
+  onlyCopyNoticeMs: 24 * hour,
+  resultKeepMs: 7 * day,
+  resultsKeepDaysDefault: 30,
+  epochRollCoalesceMs: 5 * second,
+  /** An epoch ends at this age even when nothing was deleted: used receive keys die with it. */
+  epochAgeMsMax: 1 * hour,
+  /** Wrapped keys in one message to the key process and in one transaction of a roll. */
+  resealPageKeys: 2000,
+  keyRequestsMax: 256,
+  /** Unused receive keys of one agent: some, whose supply got lost on the way, only wait to expire. */
+  receiveKeysHeldMax: 1024,
+  obligationRetryMsMin: 1 * second,
+  obligationRetryMsMax: 10 * minute,
+  /** A duty that is not settled by then is alarmed; it stays. */
+  obligationOverdueMs: 24 * hour,
+  /** Duties worked on at the same time. */
+  obligationsInFlightMax: 16,
+  /** A node wipes a finished lease by itself; only after this long it is told to. */
+  wipeReminderMs: 30 * second,
+
+  // HTTP API
+  requestBodyBytesMax: 64 * KiB,
+  pageItemsDefault: 50,
+  pageItemsMax: 500,
+  eventStreamsMax: 256,
+
+  // Names and texts
+  nameCharsMax: 128,
+  labelCountMax: 32,
+  labelCharsMax: 64,
+  errorTextCharsMax: 500,
+  /** An in-toto Statement in DSSE: a receipt is below 8 KiB, a certificate grows with its receipts. */
+  receiptBytesMax: 32 * KiB,
+  certificateBytesMax: 8 * MiB,
+} as const

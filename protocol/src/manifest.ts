@@ -1,0 +1,67 @@
+/** The manifest: what a sealed archive says about its own media. It travels only inside the archive. */
+import { z } from 'zod'
+import { jobId } from './ids.ts'
+import { limits } from './limits.ts'
+
+/** Lower-case hexadecimal SHA-256. */
+export const sha256Hex = z.string().regex(/^[0-9a-f]{64}$/, 'must be 64 lower-case hex digits')
+
+/** What an analyser is called: lower-case words joined by dashes. */
+export const analyserName = z
+  .string()
+  .max(limits.nameCharsMax)
+  .regex(/^[a-z0-9]+(?:-[a-z0-9]+)*$/, 'must be lower-case letters and digits joined by dashes')
+
+export const mediumKind = z.enum(['image', 'video', 'audio'])
+export type MediumKind = z.infer<typeof mediumKind>
+
+/** An entry's name inside the archive: its number and the normalised format, never the source's name. */
+export const mediumName = z.string().regex(/^[0-9]{4,5}\.(?:jpg|png|webp|mp4|flac|wav)$/)
+
+/** How a decoder was kept from the rest of the host. */
+export const isolationLevel = z.enum(['bubblewrap', 'none'])
+export type IsolationLevel = z.infer<typeof isolationLevel>
+
+const count = z.int().nonnegative()
+
+/**
+ * One normalised medium. `offset` is where its bytes begin in the opened archive, behind its tar
+ * header; `removed` names kinds of metadata, never their values.
+ */
+export const mediumEntry = z.strictObject({
+  name: mediumName,
+  kind: mediumKind,
+  /** Codec of the normalised medium, in ffprobe's words: `mjpeg`, `png`, `h264`, `flac`, `pcm_s16le`. */
+  codec: z.string().max(32),
+  offset: count,
+  bytes: count,
+  sha256: sha256Hex,
+  widthPixels: z.int().positive().optional(),
+  heightPixels: z.int().positive().optional(),
+  durationMs: count.optional(),
+  frames: count.optional(),
+  sampleRateHz: z.int().positive().optional(),
+  channels: z.int().positive().optional(),
+  /** The film this sound was taken from, when it is a film's own track. */
+  soundOf: mediumName.optional(),
+  source: z.strictObject({
+    /** Type found by content, such as `jpeg` or `mov`. */
+    format: z.string().max(16),
+    bytes: count,
+  }),
+  removed: z.array(z.string().max(64)).max(64),
+})
+export type MediumEntry = z.infer<typeof mediumEntry>
+
+export const manifest = z.strictObject({
+  schema: z.literal('sluice-manifest/1'),
+  jobId,
+  analyser: analyserName,
+  /** X-Wing public key (1216 bytes, base64url) that results are sealed to. */
+  resultPublicKey: z.base64url().length(1622),
+  media: z.array(mediumEntry).min(1).max(limits.mediaPerJobMax),
+  isolation: isolationLevel,
+  /** Tool name to version: `sluice`, `sharp`, `libvips`, `ffmpeg`. */
+  tools: z.record(z.string().max(32), z.string().max(128)),
+})
+export type Manifest = z.infer<typeof manifest>

@@ -1,0 +1,71 @@
+/** How both command lines end: which exit code, and two lines when something went wrong. */
+import { type ErrorCode, SluiceError } from '../errors.ts'
+
+/** Scripts match these; they never change. */
+export const exitCodes = { ok: 0, failed: 1, usage: 2, refused: 3 } as const
+export type ExitCode = (typeof exitCodes)[keyof typeof exitCodes]
+
+const usageCodes: ReadonlySet<ErrorCode> = new Set([
+  'usage',
+  'config.invalid',
+  'request.invalid',
+  'token.invalid',
+  'media.not_a_file',
+])
+/** Areas in which somebody decided that it must not be. */
+const refusingAreas = new Set([
+  'access',
+  'identity',
+  'join',
+  'host',
+  'node',
+  'evidence',
+  'sandbox',
+  'media',
+])
+/** Of those areas, what is a failure and no decision. */
+const failures: ReadonlySet<ErrorCode> = new Set([
+  'host.disk_full',
+  'media.decoder_failed',
+  'media.timeout',
+  'media.changed',
+])
+
+/** The exit code of a command that ended with `error`. */
+export function exitCodeOf(error: unknown): ExitCode {
+  if (!(error instanceof SluiceError)) return exitCodes.failed
+  if (usageCodes.has(error.code)) return exitCodes.usage
+  const [area = ''] = error.code.split('.')
+  return refusingAreas.has(area) && !failures.has(error.code) ? exitCodes.refused : exitCodes.failed
+}
+
+/** One line of what went wrong and, when there is one, a line of what to do. */
+export function errorLines(error: unknown): string[] {
+  if (!(error instanceof SluiceError))
+    return [`error: ${error instanceof Error ? error.message : String(error)}`]
+  const lines = [`error: ${error.message} (${error.code})`]
+  return error.hint === undefined ? lines : [...lines, `hint: ${error.hint}`]
+}
+
+/** The same as one JSON object, for `--json`. */
+export function errorJson(error: unknown): string {
+  const known = error instanceof SluiceError
+  return JSON.stringify({
+    error: {
+      code: known ? error.code : 'internal',
+      message: error instanceof Error ? error.message : String(error),
+      ...(known && error.hint !== undefined ? { hint: error.hint } : {}),
+    },
+  })
+}
+
+/**
+ * Ends this process in silence once nobody reads its standard output any more, as with `| head`. It
+ * counts as failed, since not all was read.
+ */
+export function endWithoutReader(): void {
+  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error
+    process.exit(exitCodes.failed)
+  })
+}

@@ -1,0 +1,430 @@
+/** One suite for every object store: the embedded directory and a real S3 must answer alike. */
+import assert from 'node:assert/strict'
+import { createHash, randomBytes } from 'node:crypto'
+import { createServer } from 'node:https'
+import type { AddressInfo } from 'node:net'
+import { after, before, describe, it } from 'node:test'
+import { CreateBucketCommand, PutBucketVersioningCommand } from '@aws-sdk/client-s3'
+import { createS3Store } from '@sluice/control-plane/storage/s3-store'
+import { openDirectoryStore } from '@sluice/control-plane/storage/directory-store'
+import { isAbsent, type ObjectStore } from '@sluice/control-plane/storage/object-store'
+import { isSluiceError } from '@sluice/protocol/errors'
+import type { Grant } from '@sluice/protocol/messages'
+import { type ObjectKey, objectKeyFrom } from '@sluice/protocol/object-keys'
+import { readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { Agent, request } from 'undici'
+import { needS3Server, type S3Server, startS3Server } from '../tools/s3-server.ts'
+import { makeTemporaryDirectory } from '../tools/temporary-directory.ts'
+import { makeServerCredentials } from '../tools/throw-away-authority.ts'
+
+/** A store, and the authority that its grants' host is trusted by. */
+type Subject = AsyncDisposable & {
+  store: ObjectStore
+  authority: string
+  advance(ms: number): void
+}
+
+const lifeMs = 60_000
+const partBytes = 5 * 1024 * 1024
+
+async function directorySubject(): Promise<Subject> {
+  await using stack = new AsyncDisposableStack()
+  const folder = stack.use(await makeTemporaryDirectory('objects'))
+  const credentials = await makeServerCredentials()
+  let aheadMs = 0
+  const store = stack.use(
+    await openDirectoryStore({
+      folder: folder.path,
+      origin: () => `https://127.0.0.1:${(server.address() as AddressInfo).port}`,
+      now: () => Date.now() + aheadMs,
+    }),
+  )
+  const server = createServer(
+    { cert: credentials.certificate, key: credentials.key, minVersion: 'TLSv1.3' },
+    (incoming, response) => void store.handleObjectRequest(incoming, response),
+  )
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+  stack.defer(() => server.closeAllConnections())
+  stack.defer(() => void server.close())
+  const kept = stack.move()
+  return {
+    store,
+    authority: credentials.authority,
+    advance: (ms) => void (aheadMs += ms),
+    [Symbol.asyncDispose]: () => kept.disposeAsync(),
+  }
+}
+
+async function s3Subject(server: S3Server): Promise<Subject> {
+  const bucket = `b${randomBytes(6).toString('hex')}`
+  await server.createBucket(bucket)
+  const authorities = await readFile(server.caFile, 'utf8')
+  const store = createS3Store({
+    endpoint: server.endpoint,
+    region: server.region,
+    bucket,
+    forcePathStyle: true,
+    authorities,
+    credentials: async () => server.credentials,
+    now: Date.now,
+  })
+  return {
+    store,
+    authority: authorities,
+    advance: () => assert.fail('the clock of a real store cannot be moved'),
+    [Symbol.asyncDispose]: () => store[Symbol.asyncDispose](),
+  }
+}
+
+function contract(name: string, skip: string | false, open: () => Promise<Subject>): void {
+  describe(name, { skip }, () => {
+    let subject: Subject
+    let http: Agent
+
+    before(async () => {
+      subject = await open()
+      http = new Agent({ connect: { ca: subject.authority, minVersion: 'TLSv1.3' } })
+    })
+    after(async () => {
+      await http.close()
+      await subject[Symbol.asyncDispose]()
+    })
+
+    const send = async (grant: Grant, body: Buffer, headers = grant.headers) => {
+      const answer = await request(grant.url, { method: 'PUT', body, headers, dispatcher: http })
+      await answer.body.dump()
+      return {
+        status: answer.statusCode,
+        etag: String(answer.headers['etag'] ?? '').replaceAll('"', ''),
+      }
+    }
+    const read = async (grant: Grant, range?: string) => {
+      const answer = await request(grant.url, {
+        headers: { ...grant.headers, ...(range === undefined ? {} : { range }) },
+        dispatcher: http,
+      })
+      return { status: answer.statusCode, bytes: Buffer.from(await answer.body.arrayBuffer()) }
+    }
+    const md5 = (bytes: Buffer) => createHash('md5').update(bytes).digest()
+    const grantFor = (
+      upload: { key: ObjectKey; storeUploadId: string },
+      part: number,
+      body: Buffer,
+    ) =>
+      subject.store.grantPart(upload, {
+        part,
+        bytes: body.length,
+        md5: md5(body).toString('base64'),
+        lifeMs,
+      })
+    const openUpload = async () => {
+      const key = objectKeyFrom(randomBytes(16))
+      return { key, storeUploadId: await subject.store.createUpload(key) }
+    }
+    const put = async (bodies: Buffer[]) => {
+      const upload = await openUpload()
+      for (const [index, body] of bodies.entries()) {
+        const sent = await send(await grantFor(upload, index + 1, body), body)
+        assert.deepEqual(sent, { status: 200, etag: md5(body).toString('hex') })
+      }
+      const parts = await subject.store.listParts(upload)
+      await subject.store.completeUpload(upload, parts)
+      return { upload, parts, whole: Buffer.concat(bodies) }
+    }
+
+    it('passes its own check', async () => {
+      await subject.store.check()
+    })
+
+    it('makes one object of parts and serves it by ranges', async () => {
+      const { upload, parts, whole } = await put([randomBytes(partBytes), randomBytes(1000)])
+      assert.deepEqual(
+        parts.map(({ part, bytes }) => ({ part, bytes })),
+        [
+          { part: 1, bytes: partBytes },
+          { part: 2, bytes: 1000 },
+        ],
+      )
+      assert.deepEqual(await subject.store.head(upload.key), { bytes: whole.length })
+      const grant = await subject.store.grantRead(upload.key, lifeMs)
+      assert.deepEqual(await read(grant), { status: 200, bytes: whole })
+      for (const [from, to] of [
+        [0, 0],
+        [0, 56],
+        [partBytes - 1, partBytes],
+        [partBytes, partBytes + 999],
+        [whole.length - 1, whole.length - 1],
+      ] as const)
+        assert.deepEqual(await read(grant, `bytes=${from}-${to}`), {
+          status: 206,
+          bytes: whole.subarray(from, to + 1),
+        })
+      assert.equal((await read(grant, `bytes=${whole.length}-`)).status, 416)
+    })
+
+    it('keeps what was uploaded across a listing, so that an upload goes on', async () => {
+      const upload = await openUpload()
+      const body = randomBytes(partBytes)
+      await send(await grantFor(upload, 2, body), body)
+      assert.deepEqual(await subject.store.listParts(upload), [
+        { part: 2, bytes: partBytes, etag: md5(body).toString('hex') },
+      ])
+      const other = randomBytes(partBytes)
+      await send(await grantFor(upload, 2, other), other)
+      assert.deepEqual(await subject.store.listParts(upload), [
+        { part: 2, bytes: partBytes, etag: md5(other).toString('hex') },
+      ])
+      await subject.store.abortUpload(upload)
+    })
+
+    it('refuses other bytes, another length and another part than the grant names', async () => {
+      const upload = await openUpload()
+      const body = randomBytes(1000)
+      const grant = await grantFor(upload, 1, body)
+      const other = Buffer.from(body)
+      other[500]! ^= 1
+      assert.notEqual((await send(grant, other)).status, 200)
+      const longer = Buffer.concat([body, body])
+      const withLength = { ...grant.headers, 'content-length': String(longer.length) }
+      assert.notEqual((await send(grant, longer, withLength)).status, 200)
+      const matching = { ...withLength, 'content-md5': md5(longer).toString('base64') }
+      assert.notEqual((await send(grant, longer, matching)).status, 200)
+      const moved = { ...grant, url: grant.url.replace(/partNumber=1\b/, 'partNumber=2') }
+      assert.notEqual(moved.url, grant.url)
+      assert.equal((await send(moved, body)).status, 403)
+      assert.deepEqual(await subject.store.listParts(upload), [])
+      assert.equal((await send(grant, body)).status, 200, 'the control: the grant itself works')
+      await subject.store.abortUpload(upload)
+    })
+
+    it('refuses a grant for reading when it is used for writing, or for another object', async () => {
+      const { upload } = await put([randomBytes(1000)])
+      const grant = await subject.store.grantRead(upload.key, lifeMs)
+      assert.equal((await read(grant)).status, 200)
+      const body = randomBytes(10)
+      const headers = { 'content-length': '10', 'content-md5': md5(body).toString('base64') }
+      assert.ok((await send(grant, body, headers)).status >= 400)
+      const elsewhere = objectKeyFrom(randomBytes(16))
+      const url = grant.url.replace(upload.key, elsewhere)
+      assert.equal((await read({ ...grant, url })).status, 403)
+    })
+
+    it('lists nothing, completes nothing and takes nothing after an abort', async () => {
+      const upload = await openUpload()
+      const body = randomBytes(1000)
+      const grant = await grantFor(upload, 1, body)
+      const { etag } = await send(grant, body)
+      await subject.store.abortUpload(upload)
+      await subject.store.abortUpload(upload)
+      await assert.rejects(
+        async () => assert.deepEqual(await subject.store.listParts(upload), [{}]),
+        (error) =>
+          isSluiceError(error, 'store.not_found') || error instanceof assert.AssertionError,
+      )
+      await assert.rejects(subject.store.completeUpload(upload, [{ part: 1, etag }]))
+      assert.notEqual((await send(grant, body)).status, 200)
+      assert.ok(isAbsent(await subject.store.remains(upload.key)))
+    })
+
+    it('does not complete with a part that is missing or has other bytes', async () => {
+      const upload = await openUpload()
+      const body = randomBytes(1000)
+      const { etag } = await send(await grantFor(upload, 1, body), body)
+      const wrong = md5(randomBytes(1)).toString('hex')
+      await assert.rejects(subject.store.completeUpload(upload, [{ part: 1, etag: wrong }]))
+      await assert.rejects(
+        subject.store.completeUpload(upload, [
+          { part: 1, etag },
+          { part: 2, etag: wrong },
+        ]),
+      )
+      assert.equal(await subject.store.head(upload.key), undefined)
+      await subject.store.completeUpload(upload, [{ part: 1, etag }])
+      assert.deepEqual(await subject.store.head(upload.key), { bytes: 1000 })
+    })
+
+    it('deletes the object and every incomplete upload under its key, also unknown ones', async () => {
+      const { upload } = await put([randomBytes(1000)])
+      await subject.store.createUpload(upload.key)
+      assert.deepEqual(
+        { ...(await subject.store.remains(upload.key)), versions: 0 },
+        { objects: 1, versions: 0, uploads: 1 },
+        'the control: something is seen before',
+      )
+      await subject.store.deleteAll(upload.key)
+      await subject.store.deleteAll(upload.key)
+      assert.deepEqual(await subject.store.remains(upload.key), {
+        objects: 0,
+        versions: 0,
+        uploads: 0,
+      })
+      assert.equal(await subject.store.head(upload.key), undefined)
+      const grant = await subject.store.grantRead(upload.key, lifeMs)
+      assert.equal((await read(grant)).status, 404)
+    })
+  })
+}
+
+contract('directory store', false, directorySubject)
+
+const noS3 = needS3Server()
+let s3: S3Server
+before(async () => {
+  if (noS3 === false) s3 = await startS3Server()
+})
+after(async () => {
+  if (noS3 === false) await s3[Symbol.asyncDispose]()
+})
+contract('S3 store', noS3, () => s3Subject(s3))
+
+describe('directory store alone', () => {
+  it('refuses a grant after its time', async () => {
+    await using subject = await directorySubject()
+    const http = new Agent({ connect: { ca: subject.authority } })
+    const key = objectKeyFrom(randomBytes(16))
+    const grant = await subject.store.grantRead(key, lifeMs)
+    const ask = async () => {
+      const answer = await request(grant.url, { dispatcher: http })
+      await answer.body.dump()
+      return answer.statusCode
+    }
+    assert.equal(await ask(), 404)
+    subject.advance(lifeMs + 1)
+    assert.equal(await ask(), 403)
+    await http.close()
+  })
+
+  it('ends an upload while parts arrive, as one object of the named parts or as nothing', async () => {
+    await using subject = await directorySubject()
+    const { store } = subject
+    const http = new Agent({ connect: { ca: subject.authority } })
+    const send = async (upload: { key: ObjectKey; storeUploadId: string }, part: number) => {
+      const body = randomBytes(2000)
+      const md5 = createHash('md5').update(body).digest()
+      const asked = { part, bytes: body.length, md5: md5.toString('base64'), lifeMs }
+      const { url, headers } = await store.grantPart(upload, asked)
+      const answer = await request(url, { method: 'PUT', body, headers, dispatcher: http })
+      await answer.body.dump()
+      return { status: answer.statusCode, part, etag: md5.toString('hex') }
+    }
+    let late = 0
+    for (let round = 0; round < 40; round += 1) {
+      const key = objectKeyFrom(randomBytes(16))
+      const upload = { key, storeUploadId: await store.createUpload(key) }
+      const { part, etag } = await send(upload, 1)
+      const arriving = [1, 2, 3, 4, 5, 6].map((number) => send(upload, (number % 3) + 1))
+      await sleep(round % 8)
+      if (round % 2 === 0)
+        await store.completeUpload(upload, [{ part, etag }]).then(
+          async () => assert.deepEqual(await store.head(key), { bytes: 2000 }),
+          (error: unknown) => assert.ok(isSluiceError(error, 'store.refused'), String(error)),
+        )
+      await store.deleteAll(key)
+      assert.ok(isAbsent(await store.remains(key)))
+      for (const { status } of await Promise.all(arriving)) late += status === 200 ? 0 : 1
+      assert.ok(isAbsent(await store.remains(key)))
+    }
+    assert.ok(late > 0, 'the control: some parts came too late')
+    await http.close()
+  })
+
+  it('says that its disk fails, like any store that is away, and works again afterwards', async () => {
+    await using folder = await makeTemporaryDirectory('objects')
+    const options = { folder: folder.path, origin: () => 'https://x', now: Date.now }
+    await using store = await openDirectoryStore(options)
+    const key = objectKeyFrom(randomBytes(16))
+    const uploads = join(folder.path, 'uploads')
+    await rename(uploads, `${uploads}.away`)
+    await writeFile(uploads, '')
+    const calls = [
+      () => store.createUpload(key),
+      () => store.deleteAll(key),
+      () => store.remains(key),
+    ]
+    for (const call of calls)
+      await assert.rejects(
+        call,
+        (error) => isSluiceError(error, 'store.unreachable') && error.retry === 'later',
+      )
+    await rm(uploads)
+    await rename(`${uploads}.away`, uploads)
+    assert.ok(isAbsent(await store.remains(key)))
+  })
+
+  it('goes on after a crash in the middle of completing or aborting', async () => {
+    await using folder = await makeTemporaryDirectory('objects')
+    const options = { folder: folder.path, origin: () => 'https://x', now: Date.now }
+    const key = objectKeyFrom(randomBytes(16))
+    await using store = await openDirectoryStore(options)
+    const upload = { key, storeUploadId: await store.createUpload(key) }
+    const other = { key, storeUploadId: await store.createUpload(key) }
+    const folderOf = ({ storeUploadId }: typeof upload) =>
+      join(folder.path, 'uploads', `${key.slice(2)}.${storeUploadId}`)
+    await rename(folderOf(upload), `${folderOf(upload)}.completing`)
+    await rename(folderOf(other), `${folderOf(other)}.ending`)
+    assert.equal((await store.remains(key)).uploads, 2, 'what is half ended still counts')
+    await using again = await openDirectoryStore(options)
+    assert.deepEqual(await again.listParts(upload), [])
+    assert.equal((await again.remains(key)).uploads, 1)
+    await rename(folderOf(upload), `${folderOf(upload)}.completing`)
+    await again.deleteAll(key)
+    assert.ok(isAbsent(await again.remains(key)))
+  })
+})
+
+describe('S3 store alone', { skip: noS3 }, () => {
+  const open = async (bucket: string) =>
+    createS3Store({
+      endpoint: s3.endpoint,
+      region: s3.region,
+      bucket,
+      forcePathStyle: true,
+      authorities: await readFile(s3.caFile, 'utf8'),
+      credentials: async () => s3.credentials,
+      now: Date.now,
+    })
+
+  it('refuses a versioned bucket', async () => {
+    await s3.createBucket('plain')
+    await s3.createBucket('versioned')
+    await s3.client.send(
+      new PutBucketVersioningCommand({
+        Bucket: 'versioned',
+        VersioningConfiguration: { Status: 'Enabled' },
+      }),
+    )
+    await using plain = await open('plain')
+    await using versioned = await open('versioned')
+    await plain.check()
+    await assert.rejects(versioned.check(), (error) => isSluiceError(error, 'store.versioned'))
+  })
+
+  it('refuses a bucket with Object Lock', async () => {
+    await s3.client.send(
+      new CreateBucketCommand({ Bucket: 'locked', ObjectLockEnabledForBucket: true }),
+    )
+    await using locked = await open('locked')
+    await assert.rejects(locked.check(), (error) => isSluiceError(error, 'store.versioned'))
+  })
+
+  it('refuses an endpoint without TLS', () => {
+    const options = { region: 'r', bucket: 'b', forcePathStyle: true, now: Date.now }
+    const credentials = async () => ({ accessKeyId: 'a', secretAccessKey: 'b' })
+    assert.throws(
+      () => createS3Store({ ...options, credentials, endpoint: 'http://127.0.0.1:1' }),
+      (error) => isSluiceError(error, 'store.insecure'),
+    )
+  })
+
+  it('says that the store is away, and works again when it is back', async () => {
+    await s3.createBucket('outage')
+    await using store = await open('outage')
+    const key = objectKeyFrom(randomBytes(16))
+    await s3.beginOutage()
+    await assert.rejects(store.head(key), (error) => isSluiceError(error, 'store.unreachable'))
+    await s3.endOutage()
+    assert.equal(await store.head(key), undefined)
+  })
+})

@@ -1,0 +1,42 @@
+/** Who was started by whom, as the kernel sees it, also when nobody wanted it to be seen. */
+
+import { readFileSync, readdirSync } from 'node:fs'
+
+/** A process known by more than its number, which the kernel gives out again. */
+export type KnownProcess = { pid: number; startedAt: string }
+
+/** All processes that descend from one, itself left out. */
+export function descendantsOf(ancestor: number): KnownProcess[] {
+  const all = readdirSync('/proc').filter((name) => /^\d+$/.test(name))
+  const parents = new Map(all.map((pid) => [Number(pid), statOf(Number(pid))?.parent]))
+  const family = new Set([ancestor])
+  for (let before = 0; before < family.size;) {
+    before = family.size
+    for (const [pid, parent] of parents)
+      if (parent !== undefined && family.has(parent)) family.add(pid)
+  }
+  family.delete(ancestor)
+  return [...family].flatMap((pid) => {
+    const startedAt = statOf(pid)?.startedAt
+    return startedAt === undefined ? [] : [{ pid, startedAt }]
+  })
+}
+
+/** Whether it runs, or could run again: a zombie holds no memory and no file. */
+export function isAlive({ pid, startedAt }: KnownProcess): boolean {
+  const stat = statOf(pid)
+  return stat?.startedAt === startedAt && !['Z', 'X'].includes(stat.state)
+}
+
+/** @see proc_pid_stat(5): behind the command's closing bracket come state, parent, …, start time (22nd). */
+function statOf(pid: number): { state: string; parent: number; startedAt: string } | undefined {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+    return { state: fields[0] ?? '', parent: Number(fields[1]), startedAt: fields[19] ?? '' }
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT' || code === 'ESRCH') return undefined
+    throw error
+  }
+}
