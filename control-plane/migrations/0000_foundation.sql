@@ -24,6 +24,18 @@ CREATE TABLE `agents` (
 CREATE UNIQUE INDEX `agents_name_unique` ON `agents` (`name`);--> statement-breakpoint
 CREATE UNIQUE INDEX `agents_publicKeyId_unique` ON `agents` (`public_key_id`);--> statement-breakpoint
 CREATE INDEX `agents_by_site` ON `agents` (`site`);--> statement-breakpoint
+CREATE TABLE `alerts` (
+	`id` text PRIMARY KEY NOT NULL,
+	`type` text NOT NULL,
+	`severity` text NOT NULL,
+	`site` text NOT NULL,
+	`at_ms` integer NOT NULL,
+	`summary` text NOT NULL,
+	`detail` text NOT NULL,
+	`delivered_at_ms` integer
+);
+--> statement-breakpoint
+CREATE INDEX `alerts_by_time` ON `alerts` (`at_ms`);--> statement-breakpoint
 CREATE TABLE `api_tokens` (
 	`id` text PRIMARY KEY NOT NULL,
 	`principal_id` text NOT NULL,
@@ -36,6 +48,20 @@ CREATE TABLE `api_tokens` (
 );
 --> statement-breakpoint
 CREATE UNIQUE INDEX `api_tokens_token_sha256_unique` ON `api_tokens` (`token_sha256`);--> statement-breakpoint
+CREATE TABLE `approvals` (
+	`id` text PRIMARY KEY NOT NULL,
+	`operation` text NOT NULL,
+	`site` text NOT NULL,
+	`reason` text NOT NULL,
+	`asked_by` text NOT NULL,
+	`asked_at_ms` integer NOT NULL,
+	`expires_at_ms` integer NOT NULL,
+	`state` text NOT NULL,
+	`decided_by` text,
+	`decided_at_ms` integer
+);
+--> statement-breakpoint
+CREATE INDEX `approvals_by_state` ON `approvals` (`state`,`expires_at_ms`);--> statement-breakpoint
 CREATE TABLE `audit_events` (
 	`seq` integer PRIMARY KEY NOT NULL,
 	`at_ms` integer NOT NULL,
@@ -51,6 +77,13 @@ CREATE TABLE `audit_events` (
 --> statement-breakpoint
 CREATE INDEX `audit_by_job` ON `audit_events` (`job_id`,`seq`);--> statement-breakpoint
 CREATE INDEX `audit_by_site` ON `audit_events` (`site`,`seq`);--> statement-breakpoint
+CREATE TABLE `audit_exports` (
+	`sink` text PRIMARY KEY NOT NULL,
+	`last_seq` integer NOT NULL,
+	`last_sha256` text NOT NULL,
+	`exported_at_ms` integer
+);
+--> statement-breakpoint
 CREATE TABLE `certificates` (
 	`job_id` text PRIMARY KEY NOT NULL,
 	`site` text NOT NULL,
@@ -82,6 +115,16 @@ CREATE TABLE `epochs` (
 	`destroyed_at_ms` integer
 );
 --> statement-breakpoint
+CREATE TABLE `evidence_documents` (
+	`id` text PRIMARY KEY NOT NULL,
+	`kind` text NOT NULL,
+	`subject_id` text NOT NULL,
+	`site` text NOT NULL,
+	`envelope` text NOT NULL,
+	`issued_at_ms` integer NOT NULL
+);
+--> statement-breakpoint
+CREATE UNIQUE INDEX `evidence_by_subject` ON `evidence_documents` (`subject_id`,`kind`);--> statement-breakpoint
 CREATE TABLE `idempotency_keys` (
 	`principal_id` text NOT NULL,
 	`key` text NOT NULL,
@@ -129,6 +172,9 @@ CREATE TABLE `jobs` (
 	`fence` integer DEFAULT 0 NOT NULL,
 	`problem_code` text,
 	`problem_message` text,
+	`held_at_ms` integer,
+	`exposed_at_ms` integer,
+	`purge_id` text,
 	FOREIGN KEY (`capture_agent_id`) REFERENCES `agents`(`id`) ON UPDATE no action ON DELETE no action
 );
 --> statement-breakpoint
@@ -172,12 +218,29 @@ CREATE UNIQUE INDEX `leases_by_job_fence` ON `leases` (`job_id`,`fence`);--> sta
 CREATE INDEX `leases_open` ON `leases` (`ended_at_ms`,`deadline_at_ms`);--> statement-breakpoint
 CREATE INDEX `leases_by_node` ON `leases` (`node_id`,`ended_at_ms`);--> statement-breakpoint
 CREATE INDEX `leases_unwiped` ON `leases` (`wiped_at_ms`,`node_id`);--> statement-breakpoint
-CREATE TABLE `obligations` (
+CREATE TABLE `legal_holds` (
 	`id` text PRIMARY KEY NOT NULL,
 	`job_id` text NOT NULL,
+	`reason` text NOT NULL,
+	`set_by` text NOT NULL,
+	`set_at_ms` integer NOT NULL,
+	`lift_asked_by` text,
+	`lifted_by` text,
+	`lifted_at_ms` integer,
+	FOREIGN KEY (`job_id`) REFERENCES `jobs`(`id`) ON UPDATE no action ON DELETE no action
+);
+--> statement-breakpoint
+CREATE INDEX `legal_holds_by_job` ON `legal_holds` (`job_id`,`lifted_at_ms`);--> statement-breakpoint
+CREATE TABLE `obligations` (
+	`id` text PRIMARY KEY NOT NULL,
+	`job_id` text,
 	`kind` text NOT NULL,
+	`site` text NOT NULL,
 	`holder` text,
 	`lease_id` text,
+	`agent_id` text,
+	`subject_id` text,
+	`command_id` text,
 	`state` text NOT NULL,
 	`attempts` integer DEFAULT 0 NOT NULL,
 	`next_try_at_ms` integer NOT NULL,
@@ -192,6 +255,8 @@ CREATE TABLE `obligations` (
 --> statement-breakpoint
 CREATE INDEX `obligations_due` ON `obligations` (`state`,`next_try_at_ms`);--> statement-breakpoint
 CREATE INDEX `obligations_by_job` ON `obligations` (`job_id`,`kind`);--> statement-breakpoint
+CREATE INDEX `obligations_by_subject` ON `obligations` (`subject_id`,`state`);--> statement-breakpoint
+CREATE INDEX `obligations_by_agent` ON `obligations` (`agent_id`,`state`);--> statement-breakpoint
 CREATE TABLE `principals` (
 	`id` text PRIMARY KEY NOT NULL,
 	`name` text NOT NULL,
@@ -200,9 +265,42 @@ CREATE TABLE `principals` (
 );
 --> statement-breakpoint
 CREATE UNIQUE INDEX `principals_name_unique` ON `principals` (`name`);--> statement-breakpoint
+CREATE TABLE `purge_jobs` (
+	`purge_id` text NOT NULL,
+	`job_id` text NOT NULL,
+	PRIMARY KEY(`purge_id`, `job_id`),
+	FOREIGN KEY (`purge_id`) REFERENCES `purges`(`id`) ON UPDATE no action ON DELETE no action,
+	FOREIGN KEY (`job_id`) REFERENCES `jobs`(`id`) ON UPDATE no action ON DELETE no action
+);
+--> statement-breakpoint
+CREATE TABLE `purges` (
+	`id` text PRIMARY KEY NOT NULL,
+	`scope` text NOT NULL,
+	`site` text NOT NULL,
+	`reason` text NOT NULL,
+	`including_held` integer NOT NULL,
+	`state` text NOT NULL,
+	`requested_by` text NOT NULL,
+	`requested_at_ms` integer NOT NULL,
+	`approved_by` text,
+	`break_glass` integer DEFAULT false NOT NULL,
+	`intent_at_ms` integer,
+	`keys_unusable_at_ms` integer,
+	`keys_unrecoverable_at_ms` integer,
+	`orders_durable_at_ms` integer,
+	`objects_absent_at_ms` integer,
+	`concluded_at_ms` integer,
+	`jobs` integer DEFAULT 0 NOT NULL,
+	`held_skipped` integer DEFAULT 0 NOT NULL,
+	`agents` integer DEFAULT 0 NOT NULL,
+	`receive_keys` integer DEFAULT 0 NOT NULL,
+	`leases_over_at_ms` integer
+);
+--> statement-breakpoint
+CREATE INDEX `purges_by_state` ON `purges` (`state`,`id`);--> statement-breakpoint
 CREATE TABLE `receipts` (
 	`obligation_id` text PRIMARY KEY NOT NULL,
-	`job_id` text NOT NULL,
+	`job_id` text,
 	`envelope` text NOT NULL,
 	`payload_sha256` text NOT NULL,
 	`signer_key_id` text NOT NULL,
@@ -239,12 +337,51 @@ CREATE TABLE `results` (
 	FOREIGN KEY (`job_id`) REFERENCES `jobs`(`id`) ON UPDATE no action ON DELETE no action
 );
 --> statement-breakpoint
+CREATE TABLE `revocations` (
+	`id` text PRIMARY KEY NOT NULL,
+	`kind` text NOT NULL,
+	`target` text NOT NULL,
+	`site` text NOT NULL,
+	`reason` text NOT NULL,
+	`revoked_by` text,
+	`at_ms` integer NOT NULL,
+	`detail` text NOT NULL
+);
+--> statement-breakpoint
+CREATE INDEX `revocations_by_time` ON `revocations` (`at_ms`);--> statement-breakpoint
 CREATE TABLE `rights` (
 	`principal_id` text NOT NULL,
 	`role` text NOT NULL,
 	`site` text NOT NULL,
 	PRIMARY KEY(`principal_id`, `role`, `site`),
 	FOREIGN KEY (`principal_id`) REFERENCES `principals`(`id`) ON UPDATE no action ON DELETE no action
+);
+--> statement-breakpoint
+CREATE TABLE `sweep_findings` (
+	`id` text PRIMARY KEY NOT NULL,
+	`sweep_id` text NOT NULL,
+	`kind` text NOT NULL,
+	`subject` text NOT NULL,
+	`agent_id` text,
+	`job_id` text,
+	`state` text NOT NULL,
+	`first_seen_at_ms` integer NOT NULL,
+	`last_seen_at_ms` integer NOT NULL,
+	`grace_until_ms` integer,
+	`ended_at_ms` integer
+);
+--> statement-breakpoint
+CREATE UNIQUE INDEX `sweep_findings_by_subject` ON `sweep_findings` (`kind`,`subject`);--> statement-breakpoint
+CREATE INDEX `sweep_findings_by_state` ON `sweep_findings` (`state`,`grace_until_ms`);--> statement-breakpoint
+CREATE TABLE `sweeps` (
+	`id` text PRIMARY KEY NOT NULL,
+	`trigger` text NOT NULL,
+	`dry_run` integer NOT NULL,
+	`state` text NOT NULL,
+	`started_at_ms` integer NOT NULL,
+	`ended_at_ms` integer,
+	`problem_code` text,
+	`counts` text NOT NULL
 );
 --> statement-breakpoint
 CREATE TABLE `uploads` (

@@ -246,6 +246,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       evidence,
       expireJob: jobs.expireJob,
       noticeExpiry: jobs.noticeExpiry,
+      others: {},
       report: ({ kind }, problem) => events.workFailed(kind, problem),
     }),
   )

@@ -47,11 +47,13 @@ export const errorCodes = [
   'store.digest_mismatch',
   'store.versioned',
   'store.insecure',
+  'store.locked',
   // jobs and leases
   'job.not_found',
   'job.wrong_state',
   'job.lost',
   'job.failed',
+  'job.held',
   'lease.stale',
   'lease.expired',
   'lease.declined',
@@ -91,6 +93,8 @@ export const errorCodes = [
   'access.unauthenticated',
   'access.forbidden',
   'token.invalid',
+  'approval.needed',
+  'approval.refused',
   // evidence
   'evidence.untrusted',
   'evidence.invalid',

@@ -11,20 +11,30 @@ import {
 import type { ErrorCode } from '@sluice/protocol/errors'
 import type {
   AgentId,
+  AlertId,
+  ApprovalId,
   CommandId,
   EpochId,
+  FindingId,
   JobId,
   LeaseId,
   ObligationId,
   PrincipalId,
+  PurgeId,
   ReceiveKeyId,
+  RevocationId,
+  SweepId,
   TokenId,
 } from '@sluice/protocol/ids'
 import type { JobState, SourcePolicy } from '@sluice/protocol/job'
 import type { Command, Lane, NodeOffer } from '@sluice/protocol/messages'
 import type { ObjectKey } from '@sluice/protocol/object-keys'
 import type { Actor, AuditEventType } from '@sluice/protocol/audit-event'
+import type { AlertType } from '@sluice/protocol/alert'
+import type { ApprovalOperation } from '@sluice/protocol/approval'
+import type { PurgeScope } from '@sluice/protocol/purge'
 import type { Holder } from '@sluice/protocol/receipt'
+import type { SweepFindingKind } from '@sluice/protocol/sweep'
 
 /** Roles of principals. They do not nest. */
 export type Role = 'viewer' | 'operator' | 'security'
@@ -195,6 +205,12 @@ export const jobs = sqliteTable(
     fence: integer().notNull().default(0),
     problemCode: text().$type<ErrorCode>(),
     problemMessage: text(),
+    /** Under legal hold since then: nothing but a purge that names held jobs may delete it. */
+    heldAtMs: integer(),
+    /** A node that was revoked held its key: what it held counts as seen by others. */
+    exposedAtMs: integer(),
+    /** The purge that deleted it. */
+    purgeId: text().$type<PurgeId>(),
   },
   (table) => [
     index('jobs_by_state').on(table.state, table.stateChangedAtMs),
@@ -327,7 +343,7 @@ export const uploads = sqliteTable(
  * Everything still owed. `waiting`: known, but not due before its job is deleted; `due`: worked off
  * by the engine; `done`: confirmed, with its receipt where it is a holder's.
  */
-export type ObligationKind =
+export type JobObligationKind =
   /** A node must confirm that a lease's process, plaintext and key are gone. */
   | 'lease.wipe'
   /** The capture host must confirm that its spool is gone. */
@@ -345,17 +361,46 @@ export type ObligationKind =
   /** All receipts are in: the deletion certificate must be written. */
   | 'certificate.issue'
 
+/** Duties about something else than one job; `subjectId` says about what. */
+export type SubjectObligationKind =
+  /** An agent must confirm that nothing of a purge's scope is left with it; subject: the purge. */
+  | 'purge.agent'
+  /** Nothing of a purge is owed any more: its certificate or report must be written. */
+  | 'purge.conclude'
+  /** The store must hold no incomplete upload of a revoked agent; subject: the revocation. */
+  | 'uploads.abort'
+  /** The store must refuse every grant given out before a revocation; subject: the revocation. */
+  | 'grants.revoke'
+  /** An agent must trust the newest authority and hold a certificate of it; subject: the revocation. */
+  | 'authority.adopt'
+  /** An alert must reach its channel; subject: the alert. */
+  | 'alert.deliver'
+  /** An orphan in quarantine must be deleted when its time is over; subject: the finding. */
+  | 'orphan.delete'
+  /** Audit events must reach the sink; subject: the sink. */
+  | 'audit.export'
+
+export type ObligationKind = JobObligationKind | SubjectObligationKind
+
 export const obligations = sqliteTable(
   'obligations',
   {
     id: text().$type<ObligationId>().primaryKey(),
+    /** Null for duties that are about no single job. */
     jobId: text()
       .$type<JobId>()
-      .notNull()
       .references(() => jobs.id),
     kind: text().$type<ObligationKind>().notNull(),
+    /** Who may see it; `*` for what concerns all sites. */
+    site: text().notNull(),
     holder: text({ mode: 'json' }).$type<Holder>(),
     leaseId: text().$type<LeaseId>(),
+    /** The agent it waits for. */
+    agentId: text().$type<AgentId>(),
+    /** What it is about where that is no job: a purge, a revocation, an alert, a finding. */
+    subjectId: text(),
+    /** The newest order that asks an agent for it. */
+    commandId: text().$type<CommandId>(),
     state: text().$type<'waiting' | 'due' | 'done'>().notNull(),
     attempts: integer().notNull().default(0),
     nextTryAtMs: integer().notNull(),
@@ -371,6 +416,8 @@ export const obligations = sqliteTable(
   (table) => [
     index('obligations_due').on(table.state, table.nextTryAtMs),
     index('obligations_by_job').on(table.jobId, table.kind),
+    index('obligations_by_subject').on(table.subjectId, table.state),
+    index('obligations_by_agent').on(table.agentId, table.state),
   ],
 )
 
@@ -380,7 +427,7 @@ export const receipts = sqliteTable('receipts', {
     .$type<ObligationId>()
     .primaryKey()
     .references(() => obligations.id),
-  jobId: text().$type<JobId>().notNull(),
+  jobId: text().$type<JobId>(),
   /** The DSSE envelope's JSON text, byte for byte. */
   envelope: text().notNull(),
   payloadSha256: text().notNull(),
@@ -397,6 +444,195 @@ export const certificates = sqliteTable('certificates', {
   site: text().notNull(),
   envelope: text().notNull(),
   issuedAtMs: integer().notNull(),
+})
+
+/** Signed documents besides job certificates, as their exact canonical text. */
+export const evidenceDocuments = sqliteTable(
+  'evidence_documents',
+  {
+    id: text().primaryKey(),
+    kind: text().$type<'purge-certificate' | 'purge-report' | 'write-off'>().notNull(),
+    /** The purge or the job it is about. */
+    subjectId: text().notNull(),
+    site: text().notNull(),
+    envelope: text().notNull(),
+    issuedAtMs: integer().notNull(),
+  },
+  (table) => [uniqueIndex('evidence_by_subject').on(table.subjectId, table.kind)],
+)
+
+// ---------------------------------------------------------------- two people
+
+/** What one asked for and another must agree to. The operation is done in the transaction that agrees. */
+export const approvals = sqliteTable(
+  'approvals',
+  {
+    id: text().$type<ApprovalId>().primaryKey(),
+    operation: text({ mode: 'json' }).$type<ApprovalOperation>().notNull(),
+    site: text().notNull(),
+    reason: text().notNull(),
+    askedBy: text().$type<PrincipalId>().notNull(),
+    askedAtMs: integer().notNull(),
+    expiresAtMs: integer().notNull(),
+    state: text().$type<'open' | 'given' | 'refused' | 'expired'>().notNull(),
+    decidedBy: text().$type<PrincipalId>(),
+    decidedAtMs: integer(),
+  },
+  (table) => [index('approvals_by_state').on(table.state, table.expiresAtMs)],
+)
+
+/** Every legal hold there ever was; the one that stands has no `liftedAtMs`. */
+export const legalHolds = sqliteTable(
+  'legal_holds',
+  {
+    id: text().primaryKey(),
+    jobId: text()
+      .$type<JobId>()
+      .notNull()
+      .references(() => jobs.id),
+    reason: text().notNull(),
+    setBy: text().$type<PrincipalId>().notNull(),
+    setAtMs: integer().notNull(),
+    liftAskedBy: text().$type<PrincipalId>(),
+    liftedBy: text().$type<PrincipalId>(),
+    liftedAtMs: integer(),
+  },
+  (table) => [index('legal_holds_by_job').on(table.jobId, table.liftedAtMs)],
+)
+
+// ---------------------------------------------------------------- purge and revocation
+
+/** Emergency destructions, from the request on. The first of the instants is the durable intent. */
+export const purges = sqliteTable(
+  'purges',
+  {
+    id: text().$type<PurgeId>().primaryKey(),
+    scope: text({ mode: 'json' }).$type<PurgeScope>().notNull(),
+    /** The one site it stays within; `*` for all. */
+    site: text().notNull(),
+    reason: text().notNull(),
+    includingHeld: integer({ mode: 'boolean' }).notNull(),
+    state: text().$type<'waiting' | 'running' | 'concluded' | 'refused'>().notNull(),
+    requestedBy: text().$type<PrincipalId>().notNull(),
+    requestedAtMs: integer().notNull(),
+    approvedBy: text().$type<PrincipalId>(),
+    breakGlass: integer({ mode: 'boolean' }).notNull().default(false),
+    intentAtMs: integer(),
+    keysUnusableAtMs: integer(),
+    keysUnrecoverableAtMs: integer(),
+    ordersDurableAtMs: integer(),
+    objectsAbsentAtMs: integer(),
+    concludedAtMs: integer(),
+    jobs: integer().notNull().default(0),
+    heldSkipped: integer().notNull().default(0),
+    agents: integer().notNull().default(0),
+    receiveKeys: integer().notNull().default(0),
+    /** No key handed out before the intent works on any node after this instant. */
+    leasesOverAtMs: integer(),
+  },
+  (table) => [index('purges_by_state').on(table.state, table.id)],
+)
+
+/** The jobs a purge deleted. */
+export const purgeJobs = sqliteTable(
+  'purge_jobs',
+  {
+    purgeId: text()
+      .$type<PurgeId>()
+      .notNull()
+      .references(() => purges.id),
+    jobId: text()
+      .$type<JobId>()
+      .notNull()
+      .references(() => jobs.id),
+  },
+  (table) => [primaryKey({ columns: [table.purgeId, table.jobId] })],
+)
+
+/** What was revoked, by whom and why; what is still owed of it are obligations with its id. */
+export const revocations = sqliteTable(
+  'revocations',
+  {
+    id: text().$type<RevocationId>().primaryKey(),
+    kind: text()
+      .$type<'agent' | 'join-token' | 'token' | 'grants' | 'label' | 'authority'>()
+      .notNull(),
+    /** The id, the label `key=value`, or `*`. */
+    target: text().notNull(),
+    site: text().notNull(),
+    reason: text().notNull(),
+    revokedBy: text().$type<PrincipalId>(),
+    atMs: integer().notNull(),
+    /** What was in force when it returned: facts and counts. */
+    detail: text({ mode: 'json' }).$type<Record<string, string | number | boolean>>().notNull(),
+  },
+  (table) => [index('revocations_by_time').on(table.atMs)],
+)
+
+// ---------------------------------------------------------------- sweep
+
+/** Each comparison of what there is with what there should be. */
+export const sweeps = sqliteTable('sweeps', {
+  id: text().$type<SweepId>().primaryKey(),
+  trigger: text().$type<'daily' | 'asked'>().notNull(),
+  dryRun: integer({ mode: 'boolean' }).notNull(),
+  state: text().$type<'running' | 'ended' | 'failed'>().notNull(),
+  startedAtMs: integer().notNull(),
+  endedAtMs: integer(),
+  problemCode: text().$type<ErrorCode>(),
+  /** Places looked at, things seen, orphans, losses, by name. */
+  counts: text({ mode: 'json' }).$type<Record<string, number>>().notNull(),
+})
+
+/** What a sweep found where it should not be, or not where it should be. */
+export const sweepFindings = sqliteTable(
+  'sweep_findings',
+  {
+    id: text().$type<FindingId>().primaryKey(),
+    sweepId: text().$type<SweepId>().notNull(),
+    kind: text().$type<SweepFindingKind>().notNull(),
+    /** What it is: an object key, an upload, a job's spool, a key row. */
+    subject: text().notNull(),
+    agentId: text().$type<AgentId>(),
+    jobId: text().$type<JobId>(),
+    state: text().$type<'quarantined' | 'reported' | 'deleted' | 'gone'>().notNull(),
+    firstSeenAtMs: integer().notNull(),
+    lastSeenAtMs: integer().notNull(),
+    /** An orphan is deleted after this. */
+    graceUntilMs: integer(),
+    endedAtMs: integer(),
+  },
+  (table) => [
+    uniqueIndex('sweep_findings_by_subject').on(table.kind, table.subject),
+    index('sweep_findings_by_state').on(table.state, table.graceUntilMs),
+  ],
+)
+
+// ---------------------------------------------------------------- alerts and audit
+
+/** What an administrator must hear; delivering it is an obligation. */
+export const alerts = sqliteTable(
+  'alerts',
+  {
+    id: text().$type<AlertId>().primaryKey(),
+    type: text().$type<AlertType>().notNull(),
+    severity: text().$type<'info' | 'warning' | 'critical'>().notNull(),
+    site: text().notNull(),
+    atMs: integer().notNull(),
+    /** One line for a person. */
+    summary: text().notNull(),
+    detail: text({ mode: 'json' }).$type<Record<string, string | number | boolean>>().notNull(),
+    deliveredAtMs: integer(),
+  },
+  (table) => [index('alerts_by_time').on(table.atMs)],
+)
+
+/** How far audit events have reached a sink and were read back from it. */
+export const auditExports = sqliteTable('audit_exports', {
+  sink: text().primaryKey(),
+  lastSeq: integer().notNull(),
+  lastSha256: text().notNull(),
+  exportedAtMs: integer(),
 })
 
 // ---------------------------------------------------------------- audit

@@ -89,6 +89,7 @@ async function makeWorld(t: TestContext): Promise<World> {
     turns: createTurns(),
     expireJob: () => Promise.resolve(),
     noticeExpiry: () => Promise.resolve(),
+    others: {},
     report: (_, problem) => void problems.push(problem),
     random: () => 0.5,
   }
@@ -172,7 +173,7 @@ async function analysedJob(world: World): Promise<JobId> {
       receivedAtMs: atMs,
       expiresAtMs: atMs + limits.resultKeepMs,
     })
-    const owed = { jobId: id, state: 'waiting', atMs } as const
+    const owed = { jobId: id, site: 'north', state: 'waiting', atMs } as const
     await addObligation(
       tx,
       { ...owed, kind: 'spool.delete', holder: { kind: 'capture-spool', id: capture.id } },
@@ -560,7 +561,7 @@ describe('the obligation engine', () => {
     const expiresAtMs = ground.now() + 1000
     await ground.database.write(async (tx) => {
       await tx.sql.update(jobs).set({ state: 'failed', expiresAtMs })
-      const owed = { jobId: id, state: 'due', atMs: ground.now() } as const
+      const owed = { jobId: id, site: 'north', state: 'due', atMs: ground.now() } as const
       await addObligation(tx, { ...owed, kind: 'job.expire' }, ground.changes)
       await addObligation(tx, { ...owed, kind: 'job.expiry-notice' }, ground.changes)
     })

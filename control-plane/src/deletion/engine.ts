@@ -3,6 +3,7 @@
  * leaves it only by being settled; what fails, or waits for a holder, is tried again later, and a
  * crash forgets nothing, because the rows are all there is.
  */
+import assert from 'node:assert/strict'
 import { isSluiceError, type SluiceError } from '@sluice/protocol/errors'
 import type { JobId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
@@ -10,7 +11,11 @@ import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database } from '../database/database.ts'
 import { isWriteFailure, writeRetryMs } from '../database/write-failure.ts'
-import type { ObligationKind } from '../database/schema.ts'
+import type {
+  JobObligationKind,
+  ObligationKind,
+  SubjectObligationKind,
+} from '../database/schema.ts'
 import { enqueueCommand, hasOpenCommand } from '../fleet/store.ts'
 import type { Keys } from '../keys/keys.ts'
 import type { ObjectStore } from '../storage/object-store.ts'
@@ -33,6 +38,7 @@ import {
   nextDutyAtMs,
   recordTry,
   resultOfJob,
+  setCommand,
   takeOverdue,
 } from './store.ts'
 
@@ -50,6 +56,8 @@ export type DeletionParts = {
   expireJob: (jobId: JobId) => Promise<void>
   /** Tells the capture host that the only copy is about to expire. */
   noticeExpiry: (jobId: JobId) => Promise<void>
+  /** Workers of the duties that are about something else than one job. */
+  others: Readonly<Partial<Record<SubjectObligationKind, SubjectWorker>>>
   /** Is told of each try that failed. */
   report: (obligation: Obligation, problem: SluiceError) => void
   /** In [0, 1). */
@@ -63,19 +71,22 @@ export type ObligationEngine = AsyncDisposable & {
   idle(): Promise<void>
 }
 
+/** One try at a duty that is about no single job. */
+export type SubjectWorker = (obligation: Obligation, signal: AbortSignal) => Promise<Outcome>
+
 type Due = {
   parts: DeletionParts
-  obligation: Obligation
+  obligation: Obligation & { jobId: JobId }
   job: JobRow
   /** The engine ends: stop waiting for others. */
   signal: AbortSignal
 }
 
 /** `waitMs`: nothing failed, but it is not settled yet; look again then. */
-type Outcome = 'settled' | { waitMs: number }
+export type Outcome = 'settled' | { waitMs: number }
 
 /** Every kind of duty has its worker; a new kind does not compile without one. */
-const workers: Readonly<Record<ObligationKind, (due: Due) => Promise<Outcome>>> = {
+const jobWorkers: Readonly<Record<JobObligationKind, (due: Due) => Promise<Outcome>>> = {
   'lease.wipe': remindNode,
   'spool.delete': remindCaptureHost,
   'object.delete': deleteFromStore,
@@ -90,7 +101,7 @@ const workers: Readonly<Record<ObligationKind, (due: Due) => Promise<Outcome>>> 
   },
 }
 
-const kinds = Object.keys(workers) as ObligationKind[]
+const jobKinds = Object.keys(jobWorkers) as JobObligationKind[]
 
 /** Key destructions only wait for a roll that they share, so many may wait at once. */
 function inFlightMax(kind: ObligationKind): number {
@@ -104,6 +115,7 @@ export function createObligationEngine(parts: DeletionParts): ObligationEngine {
   let looking: Promise<void> | undefined
   let lookAgain = false
   const ending = new AbortController()
+  const kinds = [...jobKinds, ...(Object.keys(parts.others) as SubjectObligationKind[])]
 
   const wake = (): void => {
     lookAgain = true
@@ -184,17 +196,15 @@ const lookMsMax = 30_000
 async function alarmOverdue(parts: DeletionParts): Promise<void> {
   await parts.database.write(async (tx) => {
     const atMs = parts.now()
-    for (const { id, jobId, kind, attempts, lastErrorCode } of await takeOverdue(tx, atMs)) {
-      const job = await jobById(tx.sql, jobId)
+    for (const { id, jobId, site, kind, attempts, lastErrorCode } of await takeOverdue(tx, atMs))
       await appendAudit(tx, {
         atMs,
         type: 'obligation.overdue',
         actor: { kind: 'system' },
-        site: job?.site ?? '*',
-        jobId,
+        site,
+        ...(jobId === null ? {} : { jobId }),
         detail: { obligation: kind, obligationId: id, attempts, code: lastErrorCode ?? 'none' },
       })
-    }
   })
 }
 
@@ -210,9 +220,7 @@ async function workOn(
   let problem: SluiceError | undefined
   let waitMs = retryDelayMs(obligation.attempts + 1, (parts.random ?? Math.random)())
   try {
-    const job = await parts.database.read((sql) => jobById(sql, obligation.jobId))
-    if (!job) throw new Error(`obligation ${obligation.id} has no job`)
-    const outcome = await workers[obligation.kind]({ parts, obligation, job, signal })
+    const outcome = await tryOnce(parts, obligation, signal)
     if (outcome === 'settled') return
     waitMs = outcome.waitMs
   } catch (error) {
@@ -228,6 +236,23 @@ async function workOn(
     if (!isWriteFailure(error)) throw error
     await rest(writeRetryMs, signal)
   }
+}
+
+async function tryOnce(
+  parts: DeletionParts,
+  obligation: Obligation,
+  signal: AbortSignal,
+): Promise<Outcome> {
+  const { id, jobId, kind } = obligation
+  if (jobId === null) {
+    const worker = parts.others[kind as SubjectObligationKind]
+    assert(worker, `obligation ${id} is of a kind that nobody works off`)
+    return worker(obligation, signal)
+  }
+  const job = await parts.database.read((sql) => jobById(sql, jobId))
+  assert(job, `obligation ${id} has no job`)
+  const worker = jobWorkers[kind as JobObligationKind]
+  return worker({ parts, obligation: { ...obligation, jobId }, job, signal })
 }
 
 /** Waits, or less when `signal` aborts. */
@@ -282,7 +307,7 @@ async function remindNode({ parts, obligation, job }: Due): Promise<Outcome> {
     if (open) return
     const command = wipeCommand({ job, lease, wipe: obligation })
     const order = { agentId: lease.nodeId, lane: 'control', command, atMs: now() } as const
-    await enqueueCommand(tx, order, changes)
+    await setCommand(tx, obligation.id, await enqueueCommand(tx, order, changes))
   })
   return { waitMs: retryDelayMs(obligation.attempts + reminderAttempts, random()) }
 }
@@ -298,7 +323,7 @@ async function remindCaptureHost({ parts, obligation, job }: Due): Promise<Outco
     if (open) return
     const command = spoolCommand(job, obligation)
     const order = { agentId: job.captureAgentId, lane: 'control', command, atMs: now() } as const
-    await enqueueCommand(tx, order, changes)
+    await setCommand(tx, obligation.id, await enqueueCommand(tx, order, changes))
   })
   return { waitMs: retryDelayMs(obligation.attempts + reminderAttempts, random()) }
 }

@@ -20,6 +20,7 @@ import {
   type LeaseRow,
   makeDue,
   obligationsOfJob,
+  setCommand,
 } from './store.ts'
 
 export type DeletionIntent = {
@@ -90,7 +91,11 @@ export async function beginDeletion(
   await orderSpoolDeletion(tx, { job, owed, atMs }, changes)
   for (const lease of leases) await orderWipe(tx, { job, lease, owed, atMs }, changes)
   if (!owed.some((one) => one.kind === 'certificate.issue'))
-    await addObligation(tx, { jobId, kind: 'certificate.issue', state: 'waiting', atMs }, changes)
+    await addObligation(
+      tx,
+      { jobId, site: job.site, kind: 'certificate.issue', state: 'waiting', atMs },
+      changes,
+    )
   await appendAudit(tx, {
     atMs,
     type: 'job.state-changed',
@@ -111,16 +116,10 @@ type Order = {
 async function orderSpoolDeletion(tx: Transaction, order: Order, changes: Changes): Promise<void> {
   const spool = order.owed.find((one) => one.kind === 'spool.delete' && one.state !== 'done')
   if (!spool) return
-  await enqueueCommand(
-    tx,
-    {
-      agentId: order.job.captureAgentId,
-      lane: 'control',
-      atMs: order.atMs,
-      command: spoolCommand(order.job, spool),
-    },
-    changes,
-  )
+  const { job, atMs } = order
+  const command = spoolCommand(job, spool)
+  const sent = { agentId: job.captureAgentId, lane: 'control', atMs, command } as const
+  await setCommand(tx, spool.id, await enqueueCommand(tx, sent, changes))
 }
 
 /**
@@ -153,16 +152,9 @@ async function orderWipe(
     atMs,
     matches: (command) => command.type === 'lease.offer' && command.leaseId === lease.id,
   })
-  await enqueueCommand(
-    tx,
-    {
-      agentId: lease.nodeId,
-      lane: 'control',
-      atMs,
-      command: wipeCommand({ job, lease, wipe }),
-    },
-    changes,
-  )
+  const command = wipeCommand({ job, lease, wipe })
+  const sent = { agentId: lease.nodeId, lane: 'control', atMs, command } as const
+  await setCommand(tx, wipe.id, await enqueueCommand(tx, sent, changes))
 }
 
 /** The order to delete a spool and confirm it. */

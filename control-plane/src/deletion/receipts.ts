@@ -72,7 +72,7 @@ async function verified(sql: Queries, agentId: AgentId, envelope: DsseEnvelope):
   // Read before it is verified, only to find what it must be compared with.
   const { obligationId } = claimedPredicate(envelope)
   const obligation = await obligationById(sql, obligationId)
-  const job = obligation && (await jobById(sql, obligation.jobId))
+  const job = obligation?.jobId ? await jobById(sql, obligation.jobId) : undefined
   if (!obligation || !job)
     throw new SluiceError('request.not_found', `nobody owes obligation ${obligationId}`)
   const kind = holderKindOf[obligation.kind]

@@ -18,6 +18,14 @@ export const holderKindOf: Readonly<Record<ObligationKind, HolderKind | null>> =
   'job.expire': null,
   'job.expiry-notice': null,
   'certificate.issue': null,
+  'purge.agent': null,
+  'purge.conclude': null,
+  'uploads.abort': null,
+  'grants.revoke': null,
+  'authority.adopt': null,
+  'alert.deliver': null,
+  'orphan.delete': null,
+  'audit.export': null,
 }
 
 /**

@@ -1,7 +1,14 @@
 /** Remembers everything still owed about a job, and the receipts that settle it. */
 import { and, asc, eq, gt, inArray, isNull, lte, min, ne, sql as raw } from 'drizzle-orm'
 import type { ErrorCode } from '@sluice/protocol/errors'
-import { type JobId, type LeaseId, type ObligationId, obligationId } from '@sluice/protocol/ids'
+import {
+  type AgentId,
+  type CommandId,
+  type JobId,
+  type LeaseId,
+  type ObligationId,
+  obligationId,
+} from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
 import type { Holder } from '@sluice/protocol/receipt'
@@ -11,12 +18,14 @@ import {
   agents,
   certificates,
   jobKeys,
+  type JobObligationKind,
   jobs,
   leases,
   type ObligationKind,
   obligations,
   receipts,
   results,
+  type SubjectObligationKind,
   uploads,
 } from '../database/schema.ts'
 import type { Obligation } from './rules.ts'
@@ -25,14 +34,23 @@ export type ReceiptRow = typeof receipts.$inferSelect
 export type JobRow = typeof jobs.$inferSelect
 export type LeaseRow = typeof leases.$inferSelect
 
-export type NewObligation = {
+/** What a duty is about: one job, or something else by its id. */
+type About =
+  | { jobId: JobId; kind: JobObligationKind; subjectId?: never }
+  | { jobId?: never; kind: SubjectObligationKind; subjectId: string }
+
+export type NewObligation = About & {
   /** Given when the id was promised to a holder before; otherwise made here. */
   id?: ObligationId
-  jobId: JobId
-  kind: ObligationKind
+  /** Who may see it; `*` for what concerns all sites. */
+  site: string
   /** Who must sign for it; for the control plane's own holders it may stay open until then. */
   holder?: Holder
   leaseId?: LeaseId
+  /** The agent it waits for. */
+  agentId?: AgentId
+  /** The order that asks the agent for it. */
+  commandId?: CommandId
   /** `waiting`: known, not due before the job is deleted. */
   state: 'waiting' | 'due'
   atMs: number
@@ -55,10 +73,14 @@ export async function addObligation(
   const id = owed.id ?? newId(obligationId, owed.atMs)
   await tx.sql.insert(obligations).values({
     id,
-    jobId: owed.jobId,
+    jobId: owed.jobId ?? null,
     kind: owed.kind,
+    site: owed.site,
     holder: owed.holder ?? null,
     leaseId: owed.leaseId ?? null,
+    agentId: owed.agentId ?? null,
+    subjectId: owed.subjectId ?? null,
+    commandId: owed.commandId ?? null,
     state: owed.state,
     nextTryAtMs: owed.nextTryAtMs ?? owed.atMs,
     deadlineAtMs: owed.deadlineAtMs ?? owed.atMs + limits.obligationOverdueMs,
@@ -209,6 +231,11 @@ export async function recordTry(
       lastError: failed.problem?.message.slice(0, limits.errorTextCharsMax) ?? null,
     })
     .where(and(eq(obligations.id, failed.id), ne(obligations.state, 'done')))
+}
+
+/** Writes down the order that asks an agent for a duty, so that one can see how far it came. */
+export async function setCommand(tx: Transaction, id: ObligationId, by: CommandId): Promise<void> {
+  await tx.sql.update(obligations).set({ commandId: by }).where(eq(obligations.id, id))
 }
 
 /** Writes down who signs for a duty of the control plane's own. */

@@ -119,10 +119,15 @@ async function writeJob(
     receiveKeyId: announced.receiveKeyId,
     key,
   })
-  const owed = { jobId, state: 'waiting', atMs } as const
+  const owed = { jobId, site: agent.site, state: 'waiting', atMs } as const
   const spoolObligationId = await addObligation(
     tx,
-    { ...owed, kind: 'spool.delete', holder: { kind: 'capture-spool', id: agent.id } },
+    {
+      ...owed,
+      kind: 'spool.delete',
+      holder: { kind: 'capture-spool', id: agent.id },
+      agentId: agent.id,
+    },
     deps.changes,
   )
   await addObligation(tx, { ...owed, kind: 'object.delete' }, deps.changes)

@@ -42,7 +42,7 @@ export async function failJob(
     deps.changes,
   )
   await dropDuties(tx, { jobId: job.id, kinds: ['job.expire', 'job.expiry-notice'], atMs })
-  const owed = { jobId: job.id, state: 'due', atMs } as const
+  const owed = { jobId: job.id, site: job.site, state: 'due', atMs } as const
   await addObligation(
     tx,
     { ...owed, kind: 'job.expire', nextTryAtMs: expiresAtMs, deadlineAtMs: expiresAtMs + 60_000 },

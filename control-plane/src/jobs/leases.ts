@@ -77,8 +77,10 @@ export async function grantLease(
     tx,
     {
       jobId: job.id,
+      site: job.site,
       kind: 'lease.wipe',
       holder: { kind: 'gpu-lease', id: nodeId },
+      agentId: nodeId,
       leaseId: id,
       state: 'waiting',
       atMs,

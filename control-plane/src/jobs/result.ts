@@ -66,6 +66,7 @@ export async function takeResult(
       tx,
       {
         jobId: job.id,
+        site: job.site,
         kind: 'result.deliver',
         state: 'due',
         atMs,
