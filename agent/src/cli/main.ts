@@ -1,13 +1,7 @@
 #!/usr/bin/env node
 /** The command line `sluice-agent`: runs the agent of a host, speaks to it, and has the offline tools. */
 import { Command, CommanderError } from 'commander'
-import {
-  endWithoutReader,
-  errorJson,
-  errorLines,
-  exitCodeOf,
-  exitCodes,
-} from '@sluice/protocol/process/command-line'
+import { runCommandLine } from '@sluice/protocol/process/command-line'
 import { build } from '../build.ts'
 import { remark } from './output.ts'
 
@@ -63,20 +57,9 @@ function everyCommand(command: Command): Command[] {
   return command.commands.flatMap((child) => [child, ...everyCommand(child)])
 }
 
-/** Runs one command line; what went wrong becomes two lines and an exit code, never a stack. */
-async function runCommand(argv: readonly string[]): Promise<void> {
-  try {
-    await (await programFor(argv[2])).parseAsync(argv)
-  } catch (error) {
-    if (error instanceof CommanderError) {
-      process.exitCode = error.exitCode === 0 ? exitCodes.ok : exitCodes.usage
-      return
-    }
-    if (argv.includes('--json')) remark(errorJson(error))
-    else for (const line of errorLines(error)) remark(line)
-    process.exitCode = exitCodeOf(error)
-  }
-}
-
-endWithoutReader()
-await runCommand(process.argv)
+await runCommandLine({
+  argv: process.argv,
+  run: async (argv) => (await programFor(argv[2])).parseAsync(argv),
+  isParserEnd: (error) => error instanceof CommanderError,
+  remark,
+})

@@ -36,7 +36,8 @@ describe('the end of a command', () => {
     const alone = await runUnread('')
     assert.match(alone.said, /EPIPE/, 'without it, a stack is shown')
     const module = new URL('./command-line.ts', import.meta.url).href
-    const ended = await runUnread(`(await import('${module}')).endWithoutReader()`)
+    const quiet = '{ argv: [], run: async () => {}, isParserEnd: () => false, remark: () => {} }'
+    const ended = await runUnread(`await (await import('${module}')).runCommandLine(${quiet})`)
     assert.deepEqual(ended, { code: 1, said: '' })
   })
 })

@@ -63,9 +63,36 @@ export function errorJson(error: unknown): string {
  * Ends this process in silence once nobody reads its standard output any more, as with `| head`. It
  * counts as failed, since not all was read.
  */
-export function endWithoutReader(): void {
+function endWithoutReader(): void {
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') throw error
     process.exit(exitCodes.failed)
   })
+}
+
+/**
+ * Runs one command line to its end: what went wrong becomes two lines (or one of JSON, with `--json`
+ * among `argv`) and an exit code, never a stack.
+ *
+ * @param line.isParserEnd Whether an error is the parser's own; it has said by itself what was wrong.
+ * @param line.remark Writes one line to standard error.
+ */
+export async function runCommandLine(line: {
+  argv: readonly string[]
+  run: (argv: readonly string[]) => Promise<unknown>
+  isParserEnd: (error: unknown) => error is { exitCode: number }
+  remark: (text: string) => void
+}): Promise<void> {
+  endWithoutReader()
+  try {
+    await line.run(line.argv)
+  } catch (error) {
+    if (line.isParserEnd(error)) {
+      process.exitCode = error.exitCode === 0 ? exitCodes.ok : exitCodes.usage
+      return
+    }
+    if (line.argv.includes('--json')) line.remark(errorJson(error))
+    else for (const text of errorLines(error)) line.remark(text)
+    process.exitCode = exitCodeOf(error)
+  }
 }
