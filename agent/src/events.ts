@@ -39,7 +39,7 @@ export function createEvents(log: Log): AgentEvents {
     commandRefused: (command, problem) =>
       log('warning', 'command.refused', {
         type: command.type,
-        jobId: command.jobId,
+        jobId: 'jobId' in command ? command.jobId : undefined,
         ...saidOf(problem),
       }),
 

@@ -58,6 +58,10 @@ export const limits = {
   pendingRequestsMax: 256,
   /** Bytes of those frames; a link is no place to store attachments. */
   pendingBytesMax: 16 * MiB,
+  /** Job ids in one purge order: 80 KB of a message; larger scopes are several orders. */
+  purgeJobsPerCommandMax: 2000,
+  /** Spools, and leases, in one page of an inventory. */
+  inventoryEntriesMax: 1000,
   /** Frames of a link that are read, evenly and at once; faster ones wait in the network. */
   messagesPerSecondMax: 100,
   messagesBurstMax: 400,
@@ -105,6 +109,8 @@ export const limits = {
   certificateMs: 24 * hour,
   serverCertificateMs: 90 * day,
   authorityMs: 3650 * day,
+  /** Authorities trusted at once: the old one, the new one, and two that a rotation left behind. */
+  authoritiesMax: 4,
   apiTokenMsMax: 400 * day,
 
   // Receive keys

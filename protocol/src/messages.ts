@@ -1,7 +1,17 @@
 /** Every message of the channel between agent and control plane, as one versioned union with bounds. */
 import { z } from 'zod'
 import { errorCodes } from './errors.ts'
-import { agentId, commandId, jobId, leaseId, obligationId, receiveKeyId } from './ids.ts'
+import {
+  agentId,
+  commandId,
+  jobId,
+  leaseId,
+  obligationId,
+  purgeId,
+  receiveKeyId,
+  revocationId,
+  sweepId,
+} from './ids.ts'
 import { jobState, sourcePolicy } from './job.ts'
 import { limits } from './limits.ts'
 import { analyserName, isolationLevel, sha256Hex } from './manifest.ts'
@@ -191,6 +201,35 @@ export const requests = {
       authorities: z.array(z.base64().max(8192)).min(1).max(4),
     }),
   },
+  /**
+   * One page of what lies on this host, as `inventory` asked for it. A page that comes again says
+   * the same; each names every job and lease at most once.
+   */
+  'inventory.report': {
+    body: z.strictObject({
+      sweepId,
+      /** Folders of the spool by the job their name tells, whether or not the journal knows it. */
+      spools: z
+        .array(z.strictObject({ jobId, sealedBytes: bytes }))
+        .max(limits.inventoryEntriesMax),
+      /** Leases that are not wiped yet. */
+      leases: z.array(leaseRef).max(limits.inventoryEntriesMax),
+      /** Entries of the spool whose names tell no job; on the last page. */
+      unnamed: z.int().nonnegative().optional(),
+      last: z.boolean(),
+    }),
+    reply: z.strictObject({}),
+  },
+  /** The authorities of an `authorities` command are trusted here, and the certificate is renewed. */
+  'authorities.adopted': {
+    body: z.strictObject({
+      revocationId,
+      obligationId,
+      /** SHA-256 of each trusted authority's DER, hex. */
+      authorities: z.array(sha256Hex).min(1).max(limits.authoritiesMax),
+    }),
+    reply: z.strictObject({}),
+  },
 } as const
 
 export type RequestType = keyof typeof requests
@@ -245,6 +284,30 @@ export const command = z.discriminatedUnion('type', [
     state: jobState,
     problem: problem.optional(),
     expiresAtMs: instant.optional(),
+  }),
+  /**
+   * On the lane `emergency`: end and wipe what is named, at once, and confirm with a purge receipt.
+   * The receipts of single jobs are ordered by `spool.delete` and `lease.end` as ever.
+   */
+  z.strictObject({
+    type: z.literal('purge'),
+    purgeId,
+    obligationId,
+    /** All of this host, with drafts the control plane never heard of and what waits for sealing. */
+    everything: z.boolean(),
+    jobIds: z.array(jobId).max(limits.purgeJobsPerCommandMax),
+    /** Also drafts whose sealing began in `fromMs ≤ t < untilMs`, by this host's clock. */
+    sealed: z.strictObject({ fromMs: instant, untilMs: instant }).optional(),
+  }),
+  /** For a sweep: tell what lies here, in pages. */
+  z.strictObject({ type: z.literal('inventory'), sweepId }),
+  /** All authorities to trust from now on; the certificate is to be renewed at once. */
+  z.strictObject({
+    type: z.literal('authorities'),
+    revocationId,
+    obligationId,
+    /** DER, base64. */
+    authorities: z.array(z.base64().max(8192)).min(1).max(limits.authoritiesMax),
   }),
 ])
 export type Command = z.infer<typeof command>

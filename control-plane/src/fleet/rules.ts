@@ -76,7 +76,11 @@ export function mayRun(node: NodeFacts, job: { site: string; analyser: string })
 
 /** Whether a newer command leaves an older one without a point, so that it need not be sent. */
 export function supersedes(newer: Command, older: Command): boolean {
-  if (newer.jobId !== older.jobId) return false
+  if (newer.type === 'inventory') return older.type === newer.type
+  // What is owed under another duty is confirmed under that one only.
+  if (newer.type === 'purge' || newer.type === 'authorities')
+    return older.type === newer.type && older.obligationId === newer.obligationId
+  if (!('jobId' in older) || newer.jobId !== older.jobId) return false
   if (newer.type === 'lease.end')
     return (
       (older.type === 'lease.end' || older.type === 'lease.offer') &&

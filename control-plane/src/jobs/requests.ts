@@ -25,6 +25,10 @@ export type OtherRequests = {
     agent: LinkAgent,
     body: RequestBody<'certificate.renew'>,
   ): Promise<RequestReply<'certificate.renew'>>
+  /** Takes one page of what an agent found on its host, for a sweep. */
+  takeInventory?(agent: LinkAgent, body: RequestBody<'inventory.report'>): Promise<void>
+  /** Notes that an agent trusts the authorities of a rotation. */
+  takeAdoption?(agent: LinkAgent, body: RequestBody<'authorities.adopted'>): Promise<void>
 }
 
 export type RequestDeps = JobDeps & OtherRequests
@@ -146,6 +150,26 @@ const works: { readonly [T in RequestType]: Work<T> } = {
       return plain<'certificate.renew'>(await deps.renewCertificate(agent, body))
     },
   },
+  'inventory.report': {
+    role: 'any',
+    async answer(deps, agent, body) {
+      if (!deps.takeInventory) throw unasked('inventory.report')
+      await deps.takeInventory(agent, body)
+      return plain<'inventory.report'>({})
+    },
+  },
+  'authorities.adopted': {
+    role: 'any',
+    async answer(deps, agent, body) {
+      if (!deps.takeAdoption) throw unasked('authorities.adopted')
+      await deps.takeAdoption(agent, body)
+      return plain<'authorities.adopted'>({})
+    },
+  },
+}
+
+function unasked(request: RequestType): SluiceError {
+  return new SluiceError('request.invalid', `nobody here has asked for ${request}`)
 }
 
 /**
