@@ -41,6 +41,7 @@ CREATE TABLE `api_tokens` (
 	`principal_id` text NOT NULL,
 	`token_sha256` blob NOT NULL,
 	`created_at_ms` integer NOT NULL,
+	`created_by` text,
 	`expires_at_ms` integer NOT NULL,
 	`last_used_at_ms` integer,
 	`revoked_at_ms` integer,
@@ -58,7 +59,8 @@ CREATE TABLE `approvals` (
 	`expires_at_ms` integer NOT NULL,
 	`state` text NOT NULL,
 	`decided_by` text,
-	`decided_at_ms` integer
+	`decided_at_ms` integer,
+	`used_at_ms` integer
 );
 --> statement-breakpoint
 CREATE INDEX `approvals_by_state` ON `approvals` (`state`,`expires_at_ms`);--> statement-breakpoint
@@ -173,6 +175,7 @@ CREATE TABLE `jobs` (
 	`problem_code` text,
 	`problem_message` text,
 	`held_at_ms` integer,
+	`frozen_by_hold` integer DEFAULT false NOT NULL,
 	`exposed_at_ms` integer,
 	`purge_id` text,
 	FOREIGN KEY (`capture_agent_id`) REFERENCES `agents`(`id`) ON UPDATE no action ON DELETE no action
@@ -245,6 +248,7 @@ CREATE TABLE `obligations` (
 	`attempts` integer DEFAULT 0 NOT NULL,
 	`next_try_at_ms` integer NOT NULL,
 	`deadline_at_ms` integer NOT NULL,
+	`written_off_at_ms` integer,
 	`alarmed_at_ms` integer,
 	`last_error_code` text,
 	`last_error` text,
@@ -268,11 +272,15 @@ CREATE UNIQUE INDEX `principals_name_unique` ON `principals` (`name`);--> statem
 CREATE TABLE `purge_jobs` (
 	`purge_id` text NOT NULL,
 	`job_id` text NOT NULL,
+	`from_state` text NOT NULL,
+	`ordered_at_ms` integer,
 	PRIMARY KEY(`purge_id`, `job_id`),
 	FOREIGN KEY (`purge_id`) REFERENCES `purges`(`id`) ON UPDATE no action ON DELETE no action,
 	FOREIGN KEY (`job_id`) REFERENCES `jobs`(`id`) ON UPDATE no action ON DELETE no action
 );
 --> statement-breakpoint
+CREATE INDEX `purge_jobs_unordered` ON `purge_jobs` (`purge_id`,`ordered_at_ms`);--> statement-breakpoint
+CREATE INDEX `purge_jobs_by_job` ON `purge_jobs` (`job_id`);--> statement-breakpoint
 CREATE TABLE `purges` (
 	`id` text PRIMARY KEY NOT NULL,
 	`scope` text NOT NULL,
@@ -294,7 +302,10 @@ CREATE TABLE `purges` (
 	`held_skipped` integer DEFAULT 0 NOT NULL,
 	`agents` integer DEFAULT 0 NOT NULL,
 	`receive_keys` integer DEFAULT 0 NOT NULL,
-	`leases_over_at_ms` integer
+	`leases` integer DEFAULT 0 NOT NULL,
+	`leases_over_at_ms` integer,
+	`approval_id` text,
+	`jobs_sha256` text
 );
 --> statement-breakpoint
 CREATE INDEX `purges_by_state` ON `purges` (`state`,`id`);--> statement-breakpoint

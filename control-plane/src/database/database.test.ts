@@ -50,6 +50,27 @@ describe('the database', () => {
     assert.equal(effects, 1)
   })
 
+  it('makes what came meanwhile durable together, and undoes alone what fails of it', async () => {
+    await using database = fresh()
+    const told: string[] = []
+    const one = (name: string, fails: boolean) =>
+      database.write(async (transaction) => {
+        await add(transaction, name)
+        transaction.afterCommit(() => void told.push(name))
+        if (fails) throw new Error(name)
+        return name
+      })
+    const first = one('first', false)
+    const group = ['a', 'b', 'c', 'd'].map((name) => one(name, name === 'b'))
+    const outcomes = await Promise.allSettled([first, ...group])
+    assert.deepEqual(
+      outcomes.map((outcome) => (outcome.status === 'fulfilled' ? outcome.value : 'failed')),
+      ['first', 'a', 'failed', 'c', 'd'],
+    )
+    assert.deepEqual(await names(database), ['a', 'c', 'd', 'first'])
+    assert.deepEqual(told, ['first', 'a', 'c', 'd'])
+  })
+
   it('runs one write at a time, in the order they came', async () => {
     await using database = fresh()
     const order: string[] = []

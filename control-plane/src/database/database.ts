@@ -25,7 +25,9 @@ export type Database = AsyncDisposable & {
   /**
    * Runs `change` alone and atomically: state change, audit event and obligation belong in one.
    * Everything is rolled back when it throws. `change` must not wait for anything but its own
-   * queries: every other writer waits for it.
+   * queries: every other writer waits for it. Changes that were asked for while another was under
+   * way become durable together: each is undone alone when it throws, and none returns before all
+   * are on the disk.
    *
    * @throws SluiceError `host.disk_full` (`later`) when the disk is full or broken.
    */
@@ -51,45 +53,72 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
   const reading = drizzle(reader, { schema, casing: 'snake_case' })
   let tail: Promise<unknown> = Promise.resolve()
   let failing = false
+  let queue: Queued[] = []
 
-  async function writeAlone<T>(change: (transaction: Transaction) => Promise<T>): Promise<T> {
+  /** One transaction for all of `group`; with more than one, each in a savepoint of its own. */
+  async function writeTogether(group: readonly Queued[]): Promise<void> {
+    let refused = false
     const effects: (() => void)[] = []
+    const settled: (() => void)[] = []
     writer.exec('BEGIN IMMEDIATE')
-    let value: T
-    try {
-      value = await change({ sql: writing, afterCommit: (effect) => void effects.push(effect) })
-      writer.exec('COMMIT')
-    } catch (error) {
-      if (writer.inTransaction) writer.exec('ROLLBACK')
-      throw error
+    for (const { change, done, failed } of group) {
+      const mine: (() => void)[] = []
+      if (group.length > 1) writer.exec('SAVEPOINT change')
+      try {
+        const transaction = {
+          sql: writing,
+          afterCommit: (effect: () => void) => void mine.push(effect),
+        }
+        const value = await change(transaction)
+        if (group.length > 1) writer.exec('RELEASE change')
+        effects.push(...mine)
+        settled.push(() => done(value))
+      } catch (error) {
+        // A full or broken disk may have ended the whole transaction: then nothing of it is kept.
+        if (!writer.inTransaction || group.length === 1) throw error
+        writer.exec('ROLLBACK TO change; RELEASE change')
+        if (isWriteFailure(error)) note(error)
+        refused ||= isWriteFailure(error)
+        settled.push(() => failed(translatedFailure(error)))
+      }
+    }
+    writer.exec('COMMIT')
+    if (failing && !refused) {
+      failing = false
+      watch?.writable()
     }
     for (const effect of effects) effect()
-    return value
+    for (const settle of settled) settle()
   }
 
-  async function writeWatched<T>(change: (transaction: Transaction) => Promise<T>): Promise<T> {
+  /** Tells the watch of the first failure of a row of them. */
+  function note(error: unknown): void {
+    if (!failing) watch?.unwritable(writeFailure(error))
+    failing = true
+  }
+
+  async function writeQueued(): Promise<void> {
+    const group = queue.slice(0, groupChangesMax)
+    queue = queue.slice(groupChangesMax)
+    if (group.length === 0) return
     try {
-      const value = await writeAlone(change)
-      if (failing) watch?.writable()
-      failing = false
-      return value
+      await writeTogether(group)
     } catch (error) {
-      if (!isWriteFailure(error)) throw error
-      const problem = writeFailure(error)
-      if (!failing) watch?.unwritable(problem)
-      failing = true
-      throw problem
+      if (writer.inTransaction) writer.exec('ROLLBACK')
+      if (isWriteFailure(error)) note(error)
+      for (const { failed } of group) failed(translatedFailure(error))
     }
   }
 
   return {
     path,
     read: (query) => query(reading),
-    write(change) {
-      const turn = tail.then(() => writeWatched(change))
-      // The queue goes on whatever became of this turn; its caller gets the failure.
-      tail = turn.catch(() => undefined)
-      return turn
+    write<T>(change: (transaction: Transaction) => Promise<T>): Promise<T> {
+      const { promise, resolve, reject } = Promise.withResolvers<T>()
+      queue.push({ change, done: (value) => resolve(value as T), failed: reject })
+      // Whoever comes first works off the others too; later turns find nothing left to do.
+      tail = tail.then(writeQueued)
+      return promise
     },
     async [Symbol.asyncDispose]() {
       await tail
@@ -97,6 +126,19 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
       writer.close()
     },
   }
+}
+
+type Queued = {
+  change: (transaction: Transaction) => Promise<unknown>
+  done: (value: unknown) => void
+  failed: (error: unknown) => void
+}
+
+/** Changes that become durable together: whoever comes next waits for all of them. */
+const groupChangesMax = 128
+
+function translatedFailure(error: unknown): unknown {
+  return isWriteFailure(error) ? writeFailure(error) : error
 }
 
 /** A writing and a reading connection to a database whose schema is up to date. */

@@ -18,6 +18,7 @@ import type {
   FindingId,
   JobId,
   LeaseId,
+  LegalHoldId,
   ObligationId,
   PrincipalId,
   PurgeId,
@@ -73,6 +74,8 @@ export const apiTokens = sqliteTable('api_tokens', {
     .references(() => principals.id),
   tokenSha256: bytes('token_sha256').notNull().unique(),
   createdAtMs: integer().notNull(),
+  /** Who was handed it when it was made; null for the owner of the data directory. */
+  createdBy: text().$type<PrincipalId>(),
   expiresAtMs: integer().notNull(),
   lastUsedAtMs: integer(),
   revokedAtMs: integer(),
@@ -207,6 +210,8 @@ export const jobs = sqliteTable(
     problemMessage: text(),
     /** Under legal hold since then: nothing but a purge that names held jobs may delete it. */
     heldAtMs: integer(),
+    /** Frozen for nothing but its hold: lifting that lets it go on. */
+    frozenByHold: integer({ mode: 'boolean' }).notNull().default(false),
     /** A node that was revoked held its key: what it held counts as seen by others. */
     exposedAtMs: integer(),
     /** The purge that deleted it. */
@@ -373,6 +378,8 @@ export type SubjectObligationKind =
   | 'grants.revoke'
   /** An agent must trust the newest authority and hold a certificate of it; subject: the revocation. */
   | 'authority.adopt'
+  /** An approval that nobody decided must end; subject: the approval. */
+  | 'approval.expire'
   /** An alert must reach its channel; subject: the alert. */
   | 'alert.deliver'
   /** An orphan in quarantine must be deleted when its time is over; subject: the finding. */
@@ -406,6 +413,8 @@ export const obligations = sqliteTable(
     nextTryAtMs: integer().notNull(),
     /** Overdue beyond this: alarmed, never dropped. */
     deadlineAtMs: integer().notNull(),
+    /** Two people gave up on its holder. It stays due: who comes back still wipes and confirms. */
+    writtenOffAtMs: integer(),
     /** When it was found overdue; said once. */
     alarmedAtMs: integer(),
     lastErrorCode: text().$type<ErrorCode>(),
@@ -477,6 +486,8 @@ export const approvals = sqliteTable(
     state: text().$type<'open' | 'given' | 'refused' | 'expired'>().notNull(),
     decidedBy: text().$type<PrincipalId>(),
     decidedAtMs: integer(),
+    /** When the one token was made that a given approval allows. */
+    usedAtMs: integer(),
   },
   (table) => [index('approvals_by_state').on(table.state, table.expiresAtMs)],
 )
@@ -485,7 +496,7 @@ export const approvals = sqliteTable(
 export const legalHolds = sqliteTable(
   'legal_holds',
   {
-    id: text().primaryKey(),
+    id: text().$type<LegalHoldId>().primaryKey(),
     jobId: text()
       .$type<JobId>()
       .notNull()
@@ -527,8 +538,14 @@ export const purges = sqliteTable(
     heldSkipped: integer().notNull().default(0),
     agents: integer().notNull().default(0),
     receiveKeys: integer().notNull().default(0),
+    /** Leases that the intent ended. */
+    leases: integer().notNull().default(0),
     /** No key handed out before the intent works on any node after this instant. */
     leasesOverAtMs: integer(),
+    /** What the second person decides, where one is needed. */
+    approvalId: text().$type<ApprovalId>(),
+    /** SHA-256 over the sorted ids of its jobs, one a line; in the audit event of the intent too. */
+    jobsSha256: text(),
   },
   (table) => [index('purges_by_state').on(table.state, table.id)],
 )
@@ -545,8 +562,16 @@ export const purgeJobs = sqliteTable(
       .$type<JobId>()
       .notNull()
       .references(() => jobs.id),
+    /** The state the intent found it in. */
+    fromState: text().$type<JobState>().notNull(),
+    /** When the duties of its holders became due and its own audit event was written. */
+    orderedAtMs: integer(),
   },
-  (table) => [primaryKey({ columns: [table.purgeId, table.jobId] })],
+  (table) => [
+    primaryKey({ columns: [table.purgeId, table.jobId] }),
+    index('purge_jobs_unordered').on(table.purgeId, table.orderedAtMs),
+    index('purge_jobs_by_job').on(table.jobId),
+  ],
 )
 
 /** What was revoked, by whom and why; what is still owed of it are obligations with its id. */
