@@ -141,6 +141,11 @@ export const limits = {
   /** A node wipes a finished lease by itself; only after this long it is told to. */
   wipeReminderMs: 30 * second,
 
+  /** An approval nobody decided ends; one that was given must be used within the same time. */
+  approvalMsMax: 24 * hour,
+  /** Open approvals of one person: who asks for everything at once asks for nothing. */
+  approvalsOpenMax: 100,
+
   // HTTP API
   requestBodyBytesMax: 64 * KiB,
   pageItemsDefault: 50,
@@ -155,4 +160,11 @@ export const limits = {
   /** An in-toto Statement in DSSE: a receipt is below 8 KiB, a certificate grows with its receipts. */
   receiptBytesMax: 32 * KiB,
   certificateBytesMax: 8 * MiB,
+  /** One receipt of each agent, and a line for each job: 5,000 agents and 100,000 jobs fit. */
+  purgeCertificateBytesMax: 64 * MiB,
+  purgeReceiptsMax: 16_384,
+  /** Jobs a purge certificate lists; of more it holds the digests, and the bundle the list. */
+  purgeJobsListedMax: 100_000,
+  /** Held jobs, and open duties, that a purge's document names; of all of them it has the count. */
+  purgeOpenListedMax: 1000,
 } as const

@@ -10,6 +10,11 @@ export const payloadTypes = [
   'application/vnd.sluice.receipt.v1+json',
   'application/vnd.sluice.result.v1+json',
   'application/vnd.sluice.deletion-certificate.v1+json',
+  'application/vnd.sluice.purge-receipt.v1+json',
+  'application/vnd.sluice.purge-certificate.v1+json',
+  'application/vnd.sluice.purge-report.v1+json',
+  'application/vnd.sluice.write-off.v1+json',
+  'application/vnd.sluice.purge-bundle.v1+json',
 ] as const
 export type PayloadType = (typeof payloadTypes)[number]
 
@@ -22,7 +27,7 @@ const base64 = (charsMax: number) =>
 
 /** The envelope as JSON (github.com/secure-systems-lab/dsse, envelope.md), one signature. */
 export const dsseEnvelope = z.strictObject({
-  payload: base64(Math.ceil((limits.certificateBytesMax * 4) / 3) + 4),
+  payload: base64(Math.ceil((limits.purgeCertificateBytesMax * 4) / 3) + 4),
   payloadType: z.enum(payloadTypes),
   signatures: z
     .array(z.strictObject({ keyid: z.string().regex(/^[0-9a-f]{64}$/), sig: base64(88) }))
