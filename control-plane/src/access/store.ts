@@ -1,11 +1,12 @@
 /** Remembers principals, their rights and tokens, and what was answered to repeated requests. */
-import { and, asc, eq, gt, inArray, isNull, lt, type SQL } from 'drizzle-orm'
+import { and, asc, desc, eq, gt, inArray, isNull, lt, type SQL } from 'drizzle-orm'
 import type { AgentRole, Right } from '@sluice/protocol/api'
-import type { AgentId, PrincipalId, TokenId } from '@sluice/protocol/ids'
+import type { AgentId, ApprovalId, PrincipalId, TokenId } from '@sluice/protocol/ids'
 import type { Queries, Transaction } from '../database/database.ts'
 import {
   agents,
   apiTokens,
+  approvals,
   idempotencyKeys,
   joinTokens,
   principals,
@@ -16,6 +17,7 @@ export type PrincipalRow = typeof principals.$inferSelect
 export type TokenRow = typeof apiTokens.$inferSelect
 export type JoinTokenRow = typeof joinTokens.$inferSelect
 export type JoinedAgentRow = typeof agents.$inferSelect
+export type ApprovalRow = typeof approvals.$inferSelect
 
 // ---------------------------------------------------------------- principals
 
@@ -58,6 +60,122 @@ export async function pageOfPrincipals(
     .where(page.after === undefined ? undefined : gt(principals.id, page.after as PrincipalId))
     .orderBy(asc(principals.id))
     .limit(page.items)
+}
+
+export async function principalById(
+  sql: Queries,
+  id: PrincipalId,
+): Promise<PrincipalRow | undefined> {
+  const [row] = await sql.select().from(principals).where(eq(principals.id, id)).limit(1)
+  return row
+}
+
+/** Everybody with the role `security` on all of `site`; for `*`, on all sites. */
+export async function securityPrincipals(sql: Queries, site: string): Promise<PrincipalId[]> {
+  const rows = await sql
+    .selectDistinct({ id: rights.principalId })
+    .from(rights)
+    .where(and(eq(rights.role, 'security'), inArray(rights.site, [...new Set([site, '*'])])))
+  return rows.map((row) => row.id)
+}
+
+/** Who was handed the tokens of a principal that still count; null for the owner. */
+export async function tokenMakers(
+  sql: Queries,
+  id: PrincipalId,
+  atMs: number,
+): Promise<(PrincipalId | null)[]> {
+  const rows = await sql
+    .selectDistinct({ by: apiTokens.createdBy })
+    .from(apiTokens)
+    .where(
+      and(
+        eq(apiTokens.principalId, id),
+        isNull(apiTokens.revokedAtMs),
+        gt(apiTokens.expiresAtMs, atMs),
+      ),
+    )
+  return rows.map((row) => row.by)
+}
+
+// ---------------------------------------------------------------- approvals
+
+export async function insertApproval(tx: Transaction, row: ApprovalRow): Promise<void> {
+  await tx.sql.insert(approvals).values(row)
+}
+
+export async function approvalById(sql: Queries, id: ApprovalId): Promise<ApprovalRow | undefined> {
+  const [row] = await sql.select().from(approvals).where(eq(approvals.id, id)).limit(1)
+  return row
+}
+
+/** What one principal asked for and is still open, or was given and not used yet. */
+export async function approvalsAskedBy(
+  sql: Queries,
+  askedBy: PrincipalId,
+  state: 'open' | 'given',
+): Promise<ApprovalRow[]> {
+  return await sql
+    .select()
+    .from(approvals)
+    .where(
+      and(eq(approvals.askedBy, askedBy), eq(approvals.state, state), isNull(approvals.usedAtMs)),
+    )
+    .orderBy(asc(approvals.id))
+}
+
+/** Newest first, those older than `before`. */
+export async function pageOfApprovals(
+  sql: Queries,
+  page: {
+    before?: string | undefined
+    items: number
+    sites: 'all' | readonly string[]
+    state?: ApprovalRow['state'] | undefined
+  },
+): Promise<ApprovalRow[]> {
+  const conditions: SQL[] = []
+  if (page.before !== undefined) conditions.push(lt(approvals.id, page.before as ApprovalId))
+  if (page.sites !== 'all') conditions.push(inArray(approvals.site, [...page.sites]))
+  if (page.state !== undefined) conditions.push(eq(approvals.state, page.state))
+  return await sql
+    .select()
+    .from(approvals)
+    .where(and(...conditions))
+    .orderBy(desc(approvals.id))
+    .limit(page.items)
+}
+
+/** Decides an approval that is open. @returns Whether this call did it. */
+export async function closeApproval(
+  tx: Transaction,
+  id: ApprovalId,
+  end: {
+    state: 'given' | 'refused' | 'expired'
+    decidedBy: PrincipalId | null
+    decidedAtMs: number
+  },
+): Promise<boolean> {
+  const changed = await tx.sql
+    .update(approvals)
+    .set(end)
+    .where(and(eq(approvals.id, id), eq(approvals.state, 'open')))
+    .returning({ id: approvals.id })
+  return changed.length > 0
+}
+
+/** Uses up a given approval. @returns Whether this call did it: it counts once. */
+export async function markApprovalUsed(
+  tx: Transaction,
+  id: ApprovalId,
+  atMs: number,
+): Promise<boolean> {
+  const changed = await tx.sql
+    .update(approvals)
+    .set({ usedAtMs: atMs })
+    .where(and(eq(approvals.id, id), eq(approvals.state, 'given'), isNull(approvals.usedAtMs)))
+    .returning({ id: approvals.id })
+  return changed.length > 0
 }
 
 // ---------------------------------------------------------------- API tokens

@@ -166,6 +166,7 @@ export async function createToken(
       principalId: principal.id,
       tokenSha256: secretSha256(secret),
       createdAtMs: atMs,
+      createdBy: giver === 'owner' ? null : giver.access.principalId,
       expiresAtMs: atMs + (wanted.lifeMs ?? tokenMsDefault),
       lastUsedAtMs: null,
       revokedAtMs: null,

@@ -23,6 +23,7 @@ function duty(kind: ObligationKind, changed: Partial<Obligation> = {}): Obligati
     attempts: 0,
     nextTryAtMs: 0,
     deadlineAtMs: 0,
+    writtenOffAtMs: null,
     alarmedAtMs: null,
     lastErrorCode: null,
     lastError: null,

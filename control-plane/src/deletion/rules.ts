@@ -23,6 +23,7 @@ export const holderKindOf: Readonly<Record<ObligationKind, HolderKind | null>> =
   'uploads.abort': null,
   'grants.revoke': null,
   'authority.adopt': null,
+  'approval.expire': null,
   'alert.deliver': null,
   'orphan.delete': null,
   'audit.export': null,

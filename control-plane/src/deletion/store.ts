@@ -169,6 +169,23 @@ export async function markDone(tx: Transaction, id: ObligationId, atMs: number):
   return done.changes > 0
 }
 
+/** Settles a subject's open duties of a kind that no holder signs for. */
+export async function settleSubject(
+  tx: Transaction,
+  which: { subjectId: string; kind: SubjectObligationKind; atMs: number },
+): Promise<void> {
+  await tx.sql
+    .update(obligations)
+    .set({ state: 'done', doneAtMs: which.atMs, lastError: null, lastErrorCode: null })
+    .where(
+      and(
+        eq(obligations.subjectId, which.subjectId),
+        eq(obligations.kind, which.kind),
+        ne(obligations.state, 'done'),
+      ),
+    )
+}
+
 /** Duties to work on now, the longest waiting first. */
 export async function dueObligations(
   sql: Queries,

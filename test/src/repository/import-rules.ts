@@ -207,9 +207,9 @@ const rows: Row[] = [
   },
   feature(
     'access',
-    ['audit'],
+    ['alerts', 'audit', 'deletion'],
     ['hono', '@peculiar/x509', 'reflect-metadata', 'drizzle-orm'],
-    'who may do what depends on no duty',
+    'who may do what leans on the log and on the rows of what is owed',
   ),
   feature(
     'audit',

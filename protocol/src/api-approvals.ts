@@ -1,0 +1,44 @@
+/** What the operator's HTTP API says of what takes two people. */
+import { z } from 'zod'
+import { pageQuery, siteScope } from './api.ts'
+import { approvalOperation } from './approval.ts'
+import { approvalId, principalId } from './ids.ts'
+import { limits } from './limits.ts'
+
+const instant = z.int().nonnegative()
+
+/** Why somebody asks: one or more words for the other one, and for whoever reads the audit log. */
+export const reasonText = z.string().trim().min(1).max(limits.errorTextCharsMax)
+
+/** `expired` counts as a refusal that nobody spoke. */
+export const approvalState = z.enum(['open', 'given', 'refused', 'expired'])
+export type ApprovalState = z.infer<typeof approvalState>
+
+export const approvalView = z.strictObject({
+  id: approvalId,
+  operation: approvalOperation,
+  /** Where it counts: who decides has the role `security` there. */
+  site: siteScope,
+  reason: z.string(),
+  askedBy: principalId,
+  askedAtMs: instant,
+  expiresAtMs: instant,
+  state: approvalState,
+  decidedBy: principalId.optional(),
+  decidedAtMs: instant.optional(),
+  /** When the one token was made that it allowed. */
+  usedAtMs: instant.optional(),
+})
+export type ApprovalView = z.infer<typeof approvalView>
+
+/** The answer (202) to what waits for a second person. */
+export const approvalAsked = z.strictObject({ approval: approvalView })
+export type ApprovalAsked = z.infer<typeof approvalAsked>
+
+export const approvalsQuery = z.strictObject({
+  ...pageQuery.shape,
+  state: approvalState.optional(),
+})
+
+/** The body of every request that needs a reason and nothing else. */
+export const reasonRequest = z.strictObject({ reason: reasonText })
