@@ -1,10 +1,18 @@
 /** For tests: a whole control plane on loopback, with a clock that tests move, tokens and agents. */
-import { createPublicKey, generateKeyPairSync, type KeyObject, X509Certificate } from 'node:crypto'
+import {
+  createPublicKey,
+  generateKeyPairSync,
+  type KeyObject,
+  randomBytes,
+  X509Certificate,
+} from 'node:crypto'
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setImmediate } from 'node:timers/promises'
 import 'reflect-metadata'
 import * as x509 from '@peculiar/x509'
+import Sqlite from 'better-sqlite3'
 import { Agent, request } from 'undici'
 import {
   type CreatedJoinToken,
@@ -15,6 +23,10 @@ import {
   joinReply,
   type Role,
 } from '@sluice/protocol/api'
+import { principalId, tokenId } from '@sluice/protocol/ids'
+import { limits } from '@sluice/protocol/limits'
+import { newId } from '@sluice/protocol/process/new-id'
+import { secretSha256 } from './access/tokens.ts'
 import { adminClient } from './cli/client.ts'
 import { controlPlaneConfig } from './config.ts'
 import { type ControlPlane, createControlPlane } from './main.ts'
@@ -66,7 +78,11 @@ export async function startControlPlane(
     },
     async secretFor(role, site = '*') {
       principals += 1
-      const body = { principal: `${role}-${principals}`, rights: [{ role, site }] }
+      const principal = `${role}-${principals}`
+      // The third person with this role takes two others; tests that are not about that get it all the same.
+      if (role === 'security')
+        return dangerousTestOnlySecurity(controlPlane.directory.database, { name: principal, site })
+      const body = { principal, rights: [{ role, site }] }
       const { token } = await owner.post('/v1/tokens', body, createdToken)
       return decodeToken('token', token).secret
     },
@@ -100,6 +116,32 @@ export async function startControlPlane(
       if (dataDir === undefined) await rm(folder, { recursive: true })
     },
   }
+}
+
+/** A person with the role `security` and a token, made by nobody: straight into the rows. */
+async function dangerousTestOnlySecurity(
+  path: string,
+  person: { name: string; site: string },
+): Promise<string> {
+  const secret = randomBytes(32).toString('base64url')
+  // In a turn of its own, so that no write of the control plane is half done: it is the same thread.
+  await setImmediate()
+  const rows = new Sqlite(path)
+  const atMs = Date.now()
+  const [principal, token] = [newId(principalId, atMs), newId(tokenId, atMs)]
+  rows
+    .prepare('INSERT INTO principals (id, name, created_at_ms) VALUES (?, ?, ?)')
+    .run(principal, person.name, atMs)
+  rows
+    .prepare("INSERT INTO rights (principal_id, role, site) VALUES (?, 'security', ?)")
+    .run(principal, person.site)
+  rows
+    .prepare(
+      'INSERT INTO api_tokens (id, principal_id, token_sha256, created_at_ms, expires_at_ms) VALUES (?, ?, ?, ?, ?)',
+    )
+    .run(token, principal, secretSha256(secret), atMs, atMs + limits.apiTokenMsMax)
+  rows.close()
+  return secret
 }
 
 export type TestIdentity = { privateKey: KeyObject; csr: string }

@@ -166,6 +166,7 @@ describe('operator listener', () => {
     const { token } = await createToken(
       {
         database: ground.database,
+        changes: ground.changes,
         authority: { certificates: [randomBytes(9)] } as never,
         operatorUrl: () => 'https://x',
         now: ground.now,
@@ -216,9 +217,9 @@ describe('operator listener', () => {
   it('makes no second token for an Idempotency-Key whose process died after the first', async () => {
     await using ground = await testGround()
     const authority = { certificates: [randomBytes(9)] } as never
-    const { database, now } = ground
+    const { database, changes, now } = ground
     const { token } = await createToken(
-      { database, authority, operatorUrl: () => 'https://x', now },
+      { database, changes, authority, operatorUrl: () => 'https://x', now },
       'owner',
       { principal: 'sam', rights: [{ role: 'security', site: '*' }] },
     )

@@ -3,10 +3,11 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { Log } from '@sluice/protocol/process/log'
+import { expireApproval } from './access/approvals.ts'
 import { openAuthority } from './access/authority.ts'
 import { renewCertificate } from './access/join.ts'
 import { accessRoutes, adminRoutes } from './access/routes.ts'
-import { hasPrincipal } from './access/tokens.ts'
+import { hasPrincipal, principalExecutors } from './access/tokens.ts'
 import { auditRoutes } from './audit/routes.ts'
 import { appendAudit } from './audit/store.ts'
 import { buildVersion } from './build.ts'
@@ -170,6 +171,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
     now,
     operatorUrl: () => urls.operator,
     agentUrl: () => urls.agent,
+    executors: { ...principalExecutors },
   }
   const status = () =>
     statusOf(
@@ -246,7 +248,9 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       evidence,
       expireJob: jobs.expireJob,
       noticeExpiry: jobs.noticeExpiry,
-      others: {},
+      others: {
+        'approval.expire': (duty) => expireApproval(accessDeps, duty),
+      },
       report: ({ kind }, problem) => events.workFailed(kind, problem),
     }),
   )

@@ -28,6 +28,7 @@ import {
   jobsQuery,
   jobView,
 } from '@sluice/protocol/api-fleet'
+import { approvalAsked, approvalsQuery, approvalView } from '@sluice/protocol/api-approvals'
 import { auditEvent } from '@sluice/protocol/audit-event'
 import { routeRules } from './access/rules.ts'
 
@@ -50,9 +51,13 @@ const routeShapes: Readonly<Record<string, RouteShape>> = {
   'POST /v1/renew': { body: renewRequest, reply: renewReply },
   'GET /v1/status': { reply: statusReply },
   'GET /v1/tokens': { query: pageQuery, reply: pageOf(tokenView) },
-  'POST /v1/tokens': { body: createTokenRequest, reply: createdToken },
+  'POST /v1/tokens': { body: createTokenRequest, reply: z.union([createdToken, approvalAsked]) },
   'POST /v1/tokens/:id/revoke': { body: nothing, reply: tokenView },
   'GET /v1/principals': { query: pageQuery, reply: pageOf(principalView) },
+  'GET /v1/approvals': { query: approvalsQuery, reply: pageOf(approvalView) },
+  'GET /v1/approvals/:id': { reply: approvalView },
+  'POST /v1/approvals/:id/give': { body: nothing, reply: approvalView },
+  'POST /v1/approvals/:id/refuse': { body: nothing, reply: approvalView },
   'GET /v1/join-tokens': { query: pageQuery, reply: pageOf(joinTokenView) },
   'POST /v1/join-tokens': { body: createJoinTokenRequest, reply: createdJoinToken },
   'POST /v1/join-tokens/:id/revoke': { body: nothing, reply: joinTokenView },

@@ -1,14 +1,10 @@
 /** What the operator's HTTP API says of what takes two people. */
 import { z } from 'zod'
-import { pageQuery, siteScope } from './api.ts'
+import { pageQuery, reasonText, siteScope } from './api.ts'
 import { approvalOperation } from './approval.ts'
 import { approvalId, principalId } from './ids.ts'
-import { limits } from './limits.ts'
 
 const instant = z.int().nonnegative()
-
-/** Why somebody asks: one or more words for the other one, and for whoever reads the audit log. */
-export const reasonText = z.string().trim().min(1).max(limits.errorTextCharsMax)
 
 /** `expired` counts as a refusal that nobody spoke. */
 export const approvalState = z.enum(['open', 'given', 'refused', 'expired'])

@@ -17,6 +17,9 @@ export const labels = z
   .record(plainName, z.string().max(limits.labelCharsMax))
   .refine((map) => Object.keys(map).length <= limits.labelCountMax, 'too many labels')
 
+/** Why somebody asks: for the other one who agrees, and for whoever reads the audit log. */
+export const reasonText = z.string().trim().min(1).max(limits.errorTextCharsMax)
+
 export const roles = ['viewer', 'operator', 'security'] as const
 /** Roles do not nest: each lists what it may do, and nothing else. */
 export const role = z.enum(roles)
@@ -164,6 +167,8 @@ export const createTokenRequest = z.strictObject({
   /** Rights of a principal that does not exist yet; for an existing one they must be left out. */
   rights: z.array(right).min(1).max(32).optional(),
   lifeMs: z.int().positive().max(limits.apiTokenMsMax).optional(),
+  /** For the second person, where one is needed. */
+  reason: reasonText.optional(),
 })
 export type CreateTokenRequest = z.infer<typeof createTokenRequest>
 

@@ -1,4 +1,5 @@
 /** Lets one person ask for what takes two, and another agree: once, in time, and only if they are two. */
+import assert from 'node:assert/strict'
 import type { ApprovalView } from '@sluice/protocol/api-approvals'
 import type { ApprovalOperation } from '@sluice/protocol/approval'
 import { canonicalJson } from '@sluice/protocol/canonical'
@@ -61,7 +62,7 @@ export type ApprovalDeps = {
   changes: Changes
   /** Integer epoch milliseconds. */
   now: () => number
-  executors: Executors
+  executors: Partial<Executors>
   refusals?: Refusals
 }
 
@@ -208,12 +209,14 @@ async function agree(
 
 /** `operation` says which of the executors; the compiler sees only that both are of one kind. */
 async function carryOut<K extends Kind>(
-  executors: Pick<Executors, K>,
+  executors: Partial<Pick<Executors, K>>,
   tx: Transaction,
   operation: OperationOf<K>,
   approved: Omit<Approved<K>, 'operation'>,
 ): Promise<void> {
-  await executors[operation.kind](tx, { ...approved, operation })
+  const execute = executors[operation.kind]
+  assert(execute, `nobody carries out ${operation.kind}`)
+  await execute(tx, { ...approved, operation })
 }
 
 async function refuse(
@@ -273,19 +276,20 @@ async function close(tx: Transaction, decided: Decided): Promise<void> {
 /**
  * Works off `approval.expire`: ends an approval that nobody decided in time.
  *
- * @returns How long it still has, or undefined when it is decided.
+ * @returns `waitMs` while it still has time.
  */
 export async function expireApproval(
   deps: ApprovalDeps,
-  id: ApprovalId,
-): Promise<number | undefined> {
+  duty: { subjectId: string | null },
+): Promise<'settled' | { waitMs: number }> {
+  const id = approvalId.parse(duty.subjectId)
   return deps.database.write(async (tx) => {
     const row = await approvalById(tx.sql, id)
-    if (row?.state !== 'open') return undefined
     const atMs = deps.now()
-    if (row.expiresAtMs > atMs) return row.expiresAtMs - atMs
-    await endUnspoken(deps, tx, row, atMs)
-    return undefined
+    if (row?.state === 'open' && row.expiresAtMs > atMs) return { waitMs: row.expiresAtMs - atMs }
+    if (row?.state === 'open') await endUnspoken(deps, tx, row, atMs)
+    else await settleSubject(tx, { subjectId: id, kind: 'approval.expire', atMs })
+    return 'settled'
   })
 }
 

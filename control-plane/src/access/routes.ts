@@ -8,13 +8,22 @@ import {
   pageQuery,
   type PrincipalView,
 } from '@sluice/protocol/api'
+import { approvalsQuery } from '@sluice/protocol/api-approvals'
 import { SluiceError } from '@sluice/protocol/errors'
-import { tokenId } from '@sluice/protocol/ids'
+import { approvalId, tokenId } from '@sluice/protocol/ids'
 import { z } from 'zod'
 import { problemOf, readBody, readQuery } from '../api-request.ts'
 import { type JoinDeps, joinAgent, renewByKey } from './join.ts'
-import { type Access, type AccessEnv, mayGive } from './rules.ts'
-import { pageOfJoinTokens, pageOfPrincipals, pageOfTokens, rightsOf } from './store.ts'
+import { type ApprovalDeps, decideApproval, viewOfApproval } from './approvals.ts'
+import { type Access, type AccessEnv, mayGive, reachesSite } from './rules.ts'
+import {
+  approvalById,
+  pageOfApprovals,
+  pageOfJoinTokens,
+  pageOfPrincipals,
+  pageOfTokens,
+  rightsOf,
+} from './store.ts'
 import {
   createJoinToken,
   createToken,
@@ -25,7 +34,7 @@ import {
   viewOfToken,
 } from './tokens.ts'
 
-export type AccessDeps = TokensDeps & JoinDeps
+export type AccessDeps = TokensDeps & JoinDeps & ApprovalDeps
 
 const nothing = z.strictObject({})
 
@@ -43,6 +52,16 @@ function idFrom(text: string) {
   const id = tokenId.safeParse(text)
   if (!id.success) throw new SluiceError('request.not_found', 'no such token')
   return id.data
+}
+
+function approvalIdFrom(text: string) {
+  const id = approvalId.safeParse(text)
+  if (!id.success) throw noSuchApproval()
+  return id.data
+}
+
+function noSuchApproval(): SluiceError {
+  return new SluiceError('request.not_found', 'no such approval')
 }
 
 export function accessRoutes(deps: AccessDeps) {
@@ -103,7 +122,8 @@ export function accessRoutes(deps: AccessDeps) {
 
   routes.post('/v1/tokens', async (c) => {
     const wanted = await readBody(c.req.raw, createTokenRequest)
-    return c.json(await createToken(deps, { access: c.get('access') }, wanted), 201)
+    const made = await createToken(deps, { access: c.get('access') }, wanted)
+    return c.json(made, 'approval' in made ? 202 : 201)
   })
 
   routes.post('/v1/tokens/:id/revoke', async (c) => {
@@ -130,6 +150,33 @@ export function accessRoutes(deps: AccessDeps) {
     const id = idFrom(c.req.param('id'))
     return c.json(await revokeJoinToken(deps, { access: c.get('access') }, id))
   })
+
+  routes.get('/v1/approvals', async (c) => {
+    const { after, limit, state } = readQuery(c.req.raw, approvalsQuery)
+    const { sites } = c.get('access')
+    const rows = await database.read((sql) =>
+      pageOfApprovals(sql, { before: after, items: limit + 1, sites, state }),
+    )
+    return c.json(page(rows, limit, viewOfApproval))
+  })
+
+  routes.get('/v1/approvals/:id', async (c) => {
+    const id = approvalIdFrom(c.req.param('id'))
+    const row = await database.read((sql) => approvalById(sql, id))
+    if (!row || !reachesSite(c.get('access'), row.site)) throw noSuchApproval()
+    return c.json(viewOfApproval(row))
+  })
+
+  for (const [word, give] of [
+    ['give', true],
+    ['refuse', false],
+  ] as const)
+    routes.post(`/v1/approvals/:id/${word}`, async (c) => {
+      await readBody(c.req.raw, nothing)
+      const access = c.get('access')
+      const id = approvalIdFrom(c.req.param('id'))
+      return c.json(viewOfApproval(await decideApproval(deps, { approvalId: id, access, give })))
+    })
 
   return routes
 }

@@ -73,6 +73,25 @@ export const routeRules: readonly RouteRule[] = [
   },
   {
     method: 'GET',
+    path: '/v1/approvals',
+    may: ['security'],
+    about: 'What waits, or waited, for a second person; newest first.',
+  },
+  { method: 'GET', path: '/v1/approvals/:id', may: ['security'], about: 'One approval.' },
+  {
+    method: 'POST',
+    path: '/v1/approvals/:id/give',
+    may: ['security'],
+    about: 'Agrees as the second person; what was asked is done at once.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/approvals/:id/refuse',
+    may: ['security'],
+    about: 'Refuses what was asked, or withdraws it.',
+  },
+  {
+    method: 'GET',
     path: '/v1/join-tokens',
     may: ['operator', 'security'],
     about: 'Join tokens, without secrets.',

@@ -11,16 +11,22 @@ import {
   type Right,
   type TokenView,
 } from '@sluice/protocol/api'
+import type { ApprovalAsked } from '@sluice/protocol/api-approvals'
+import type { ApprovalOperation } from '@sluice/protocol/approval'
 import type { Actor } from '@sluice/protocol/audit-event'
 import { SluiceError } from '@sluice/protocol/errors'
-import { principalId, type TokenId, tokenId } from '@sluice/protocol/ids'
+import { type PrincipalId, principalId, type TokenId, tokenId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
 import { appendAudit } from '../audit/store.ts'
-import type { Database } from '../database/database.ts'
+import type { Changes } from '../changes.ts'
+import type { Database, Transaction } from '../database/database.ts'
+import { askApproval, type Executors, useApproval, viewOfApproval } from './approvals.ts'
 import type { Authority } from './authority.ts'
 import { type Access, mayGive, reachesSite, type RouteRule, sitesAllowed } from './rules.ts'
 import {
+  approvalById,
+  type ApprovalRow,
   insertJoinToken,
   insertPrincipal,
   insertToken,
@@ -37,9 +43,11 @@ import {
   tokenBySha256,
   type TokenRow,
 } from './store.ts'
+import { siteOfRights, takesTwo } from './two-people.ts'
 
 export type TokensDeps = {
   database: Database
+  changes: Changes
   authority: Authority
   /** Origin of the operator listener, which tokens carry. */
   operatorUrl: () => string
@@ -114,59 +122,56 @@ export async function authenticate(
 }
 
 /**
- * Makes an API token; a principal that does not exist yet is made with it.
+ * Makes an API token; a principal that does not exist yet is made with it. Once there are two people
+ * with the role `security`, making one more of them, or a token of another one, takes both: the
+ * answer is then the approval that waits. When it is given, its asker asks again, once, and gets the
+ * token: no secret waits anywhere.
  *
  * @throws SluiceError `request.invalid` for a new principal without rights;
  * `request.conflict` for rights of a principal that exists; `access.forbidden` for rights beyond
- * the sites of the giver.
+ * the sites of the giver; `approval.needed` for the owner, who is no named person.
  */
+export function createToken(
+  deps: TokensDeps,
+  giver: 'owner',
+  wanted: CreateTokenRequest,
+): Promise<CreatedToken>
+export function createToken(
+  deps: TokensDeps,
+  giver: Giver,
+  wanted: CreateTokenRequest,
+): Promise<CreatedToken | ApprovalAsked>
 export async function createToken(
   deps: TokensDeps,
   giver: Giver,
   wanted: CreateTokenRequest,
-): Promise<CreatedToken> {
+): Promise<CreatedToken | ApprovalAsked> {
   const secret = newSecret()
   const atMs = deps.now()
-  const view = await deps.database.write(async (tx) => {
-    let principal = await principalByName(tx.sql, wanted.principal)
-    let rights = principal ? await rightsOf(tx.sql, principal.id) : wanted.rights
-    if (rights === undefined)
+  const made = await deps.database.write(async (tx) => {
+    const known = await principalByName(tx.sql, wanted.principal)
+    const rights = known ? await rightsOf(tx.sql, known.id) : uniqueRights(wanted.rights ?? [])
+    if (rights.length === 0)
       throw new SluiceError('request.invalid', `no principal is named ${wanted.principal}`, {
         hint: 'Name its role and site to make it, such as role viewer on site *.',
       })
-    if (principal && wanted.rights && !sameRights(rights, wanted.rights))
+    if (known && wanted.rights && !sameRights(rights, wanted.rights))
       throw new SluiceError('request.conflict', `${wanted.principal} exists with other rights`, {
         hint: 'Leave the rights out, or choose another name: rights belong to a principal for good.',
       })
     if (giver !== 'owner' && !mayGive(giver.access, rights))
       throw new SluiceError('access.forbidden', 'these rights reach beyond your own sites')
-    if (!principal) {
-      rights = uniqueRights(rights)
-      principal = {
-        id: newId(principalId, atMs),
-        name: wanted.principal,
-        createdAtMs: atMs,
-        createdBy: giver === 'owner' ? null : giver.access.principalId,
-      } satisfies PrincipalRow
-      await insertPrincipal(tx, principal, rights)
-      await appendAudit(tx, {
-        atMs,
-        type: 'principal.created',
-        actor: actorOf(giver),
-        site: '*',
-        detail: {
-          principalId: principal.id,
-          name: principal.name,
-          rights: rights.map(({ role, site }) => `${role}@${site}`).join(' '),
-        },
-      })
-    }
+    const waits = await askIfTwo(deps, tx, { giver, wanted, known, rights, atMs })
+    if (waits !== undefined) return { approval: waits }
+    const createdBy = giver === 'owner' ? null : giver.access.principalId
+    const principal =
+      known ?? (await addPrincipal(tx, { name: wanted.principal, rights, createdBy, atMs }))
     const row: TokenRow = {
       id: newId(tokenId, atMs),
       principalId: principal.id,
       tokenSha256: secretSha256(secret),
       createdAtMs: atMs,
-      createdBy: giver === 'owner' ? null : giver.access.principalId,
+      createdBy,
       expiresAtMs: atMs + (wanted.lifeMs ?? tokenMsDefault),
       lastUsedAtMs: null,
       revokedAtMs: null,
@@ -181,7 +186,92 @@ export async function createToken(
     })
     return viewOfToken(row, principal, rights)
   })
-  return { ...view, token: encodeToken('token', contentOf(deps, secret)) }
+  if ('approval' in made) return { approval: viewOfApproval(made.approval) }
+  return { ...made, token: encodeToken('token', contentOf(deps, secret)) }
+}
+
+/**
+ * Asks for the second person where one is needed and was not yet given.
+ *
+ * @returns What waits now, or undefined when the token may be made.
+ */
+async function askIfTwo(
+  deps: TokensDeps,
+  tx: Transaction,
+  asked: {
+    giver: Giver
+    wanted: CreateTokenRequest
+    known: PrincipalRow | undefined
+    rights: readonly Right[]
+    atMs: number
+  },
+): Promise<ApprovalRow | undefined> {
+  const { giver, wanted, known, rights, atMs } = asked
+  // A further token of one's own makes nobody stronger.
+  if (giver !== 'owner' && known?.id === giver.access.principalId) return undefined
+  if (!(await takesTwo(tx.sql, { rights, byOwner: giver === 'owner', atMs }))) return undefined
+  if (giver === 'owner')
+    throw new SluiceError('approval.needed', 'this takes two people with the role security', {
+      hint: 'One of them runs `sluice tokens create` with a login of their own, another agrees.',
+    })
+  const { access } = giver
+  const used = await useApproval(tx, {
+    askedBy: access.principalId,
+    matches: (operation) =>
+      (operation.kind === 'security.token' && operation.principalId === known?.id) ||
+      (operation.kind === 'security.raise' && operation.principal === known?.name),
+    atMs,
+  })
+  if (used !== undefined) return undefined
+  const operation: ApprovalOperation = known
+    ? { kind: 'security.token', principalId: known.id }
+    : { kind: 'security.raise', principal: wanted.principal, rights: [...rights] }
+  const reason = wanted.reason ?? `a token for ${wanted.principal}`
+  const site = siteOfRights(rights)
+  const id = await askApproval(tx, { operation, access, site, reason, atMs }, deps.changes)
+  return approvalById(tx.sql, id)
+}
+
+async function addPrincipal(
+  tx: Transaction,
+  made: {
+    name: string
+    rights: readonly Right[]
+    createdBy: PrincipalId | null
+    approvedBy?: PrincipalId
+    atMs: number
+  },
+): Promise<PrincipalRow> {
+  const { name, rights, createdBy, approvedBy, atMs } = made
+  const row: PrincipalRow = { id: newId(principalId, atMs), name, createdAtMs: atMs, createdBy }
+  await insertPrincipal(tx, row, rights)
+  await appendAudit(tx, {
+    atMs,
+    type: 'principal.created',
+    actor: createdBy === null ? { kind: 'system' } : { kind: 'principal', id: createdBy },
+    site: '*',
+    detail: {
+      principalId: row.id,
+      name,
+      rights: rights.map(({ role, site }) => `${role}@${site}`).join(' '),
+      approvedBy,
+    },
+  })
+  return row
+}
+
+/** What two people agree to about principals: one more with the role `security`, or one token of it. */
+export const principalExecutors: Pick<Executors, 'security.raise' | 'security.token'> = {
+  async 'security.raise'(tx, { operation, askedBy, approvedBy, atMs }) {
+    const { principal: name, rights } = operation
+    if (await principalByName(tx.sql, name))
+      throw new SluiceError('request.conflict', `${name} exists by now`, {
+        hint: 'Refuse this one and ask anew.',
+      })
+    await addPrincipal(tx, { name, rights, createdBy: askedBy, approvedBy, atMs })
+  },
+  // Its asker uses it up with the next `POST /v1/tokens`.
+  'security.token': () => Promise.resolve(),
 }
 
 function contentOf(deps: TokensDeps, secret: string) {

@@ -15,6 +15,7 @@ const usageCodes: ReadonlySet<ErrorCode> = new Set([
 /** Areas in which somebody decided that it must not be. */
 const refusingAreas = new Set([
   'access',
+  'approval',
   'identity',
   'join',
   'host',
