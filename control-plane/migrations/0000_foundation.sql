@@ -305,6 +305,7 @@ CREATE TABLE `purges` (
 	`leases` integer DEFAULT 0 NOT NULL,
 	`leases_over_at_ms` integer,
 	`approval_id` text,
+	`held_skipped_ids` text,
 	`jobs_sha256` text
 );
 --> statement-breakpoint
@@ -316,6 +317,8 @@ CREATE TABLE `receipts` (
 	`payload_sha256` text NOT NULL,
 	`signer_key_id` text NOT NULL,
 	`signer_public_key` blob NOT NULL,
+	`signer_not_before_ms` integer,
+	`signer_not_after_ms` integer,
 	`received_at_ms` integer NOT NULL,
 	FOREIGN KEY (`obligation_id`) REFERENCES `obligations`(`id`) ON UPDATE no action ON DELETE no action
 );

@@ -31,12 +31,13 @@ function textOf(value: CanonicalValue, depth: number): string {
       throw new SluiceError('evidence.not_canonical', `not a safe integer: ${value}`)
     return String(value)
   }
+  if (typeof value === 'string') return stringOf(value)
   if (value === null || typeof value !== 'object') return JSON.stringify(value)
   if (isList(value)) return `[${value.map((one) => textOf(one, depth + 1)).join(',')}]`
   const members = Object.keys(value)
     .filter((key) => value[key] !== undefined)
     .toSorted()
-    .map((key) => `${JSON.stringify(key)}:${textOf(value[key]!, depth + 1)}`)
+    .map((key) => `${stringOf(key)}:${textOf(value[key]!, depth + 1)}`)
   return `{${members.join(',')}}`
 }
 
@@ -58,6 +59,13 @@ export function parseCanonicalJson(bytes: Uint8Array): CanonicalValue {
   if (canonicalJson(value) !== text)
     throw new SluiceError('evidence.not_canonical', 'JSON, but not in its canonical form')
   return value
+}
+
+/** RFC 8785, 3.2.2.2: half a surrogate pair is an error, not an escape. */
+function stringOf(text: string): string {
+  if (!text.isWellFormed())
+    throw new SluiceError('evidence.not_canonical', 'a text holds half a surrogate pair')
+  return JSON.stringify(text)
 }
 
 function isList(value: object): value is readonly CanonicalValue[] {

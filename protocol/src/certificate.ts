@@ -1,5 +1,6 @@
 /** The deletion certificate: all receipts of one job in one signed statement that verifies offline. */
 import { z } from 'zod'
+import { evidenceSigner } from './evidence-signer.ts'
 import { agentId, jobId, leaseId, obligationId } from './ids.ts'
 import { limits } from './limits.ts'
 import { sha256Hex } from './manifest.ts'
@@ -54,19 +55,8 @@ export const certificateStatement = jobStatementOf(
       .min(3)
       .max(1024),
     receipts: z.array(dsseEnvelope).min(3).max(1024),
-    /** Public keys that signed the receipts; the certificate's own signature vouches for them. */
-    signers: z
-      .array(
-        z.strictObject({
-          keyId: sha256Hex,
-          /** SubjectPublicKeyInfo in DER, base64. */
-          publicKey: z.base64().max(128),
-          holderId: z.union([agentId, sha256Hex]),
-        }),
-      )
-      .min(1)
-      .max(1024),
-    exclusions: z.array(z.string()).min(exclusions.length),
+    signers: z.array(evidenceSigner).min(1).max(1024),
+    exclusions: z.array(z.string().max(limits.errorTextCharsMax)).min(exclusions.length).max(64),
   }),
 )
 export type CertificateStatement = z.infer<typeof certificateStatement>

@@ -442,6 +442,9 @@ export const receipts = sqliteTable('receipts', {
   payloadSha256: text().notNull(),
   signerKeyId: text().notNull(),
   signerPublicKey: bytes('signer_public_key').notNull(),
+  /** In which time the agent's identity was good, as known then; null for the evidence key. */
+  signerNotBeforeMs: integer(),
+  signerNotAfterMs: integer(),
   receivedAtMs: integer().notNull(),
 })
 
@@ -544,6 +547,8 @@ export const purges = sqliteTable(
     leasesOverAtMs: integer(),
     /** What the second person decides, where one is needed. */
     approvalId: text().$type<ApprovalId>(),
+    /** Ids of held jobs that it skipped, at most `limits.purgeOpenListedMax`. */
+    heldSkippedIds: text({ mode: 'json' }).$type<JobId[]>(),
     /** SHA-256 over the sorted ids of its jobs, one a line; in the audit event of the intent too. */
     jobsSha256: text(),
   },
@@ -620,7 +625,8 @@ export const sweepFindings = sqliteTable(
     subject: text().notNull(),
     agentId: text().$type<AgentId>(),
     jobId: text().$type<JobId>(),
-    state: text().$type<'quarantined' | 'reported' | 'deleted' | 'gone'>().notNull(),
+    /** `kept`: somebody decided that it stays. `gone`: a later look no longer found it. */
+    state: text().$type<'quarantined' | 'reported' | 'kept' | 'deleted' | 'gone'>().notNull(),
     firstSeenAtMs: integer().notNull(),
     lastSeenAtMs: integer().notNull(),
     /** An orphan is deleted after this. */

@@ -8,6 +8,7 @@ import {
   exclusions,
 } from '@sluice/protocol/certificate'
 import { SluiceError } from '@sluice/protocol/errors'
+import type { EvidenceSigner } from '@sluice/protocol/evidence-signer'
 import type { Holder } from '@sluice/protocol/receipt'
 import { dsseEnvelope, keyIdOf, signStatement } from '@sluice/protocol/sealing/dsse'
 import {
@@ -23,7 +24,7 @@ import { missingOf } from './receipts.ts'
 import type { Obligation } from './rules.ts'
 import {
   addCertificate,
-  agentKeyOf,
+  agentIdentity,
   changeJob,
   type JobRow,
   leasesOfJob,
@@ -32,6 +33,12 @@ import {
   type ReceiptRow,
   receiptsOfJob,
 } from './store.ts'
+
+/** What a stored receipt says of who signed it. */
+export type SignedRow = Pick<
+  ReceiptRow,
+  'signerKeyId' | 'signerPublicKey' | 'signerNotBeforeMs' | 'signerNotAfterMs' | 'receivedAtMs'
+>
 
 export type CertificateParts = {
   database: Database
@@ -151,18 +158,52 @@ async function signersOf(
   evidence: Evidence,
   receipts: readonly ReceiptRow[],
   holders: readonly { holder: Holder }[],
-) {
-  const signers = new Map<string, { keyId: string; publicKey: string; holderId: Holder['id'] }>()
+): Promise<EvidenceSigner[]> {
+  const signers = new Map<string, EvidenceSigner>()
   for (const [index, receipt] of receipts.entries()) {
     const holderId = holders[index]!.holder.id
-    const own = holderId === evidence.keyId
-    const joined = own
-      ? evidence.publicKey.export({ format: 'der', type: 'spki' })
-      : await agentKeyOf(sql, holderId)
-    if (!joined?.equals(receipt.signerPublicKey))
+    const signer =
+      holderId === evidence.keyId
+        ? signerOf(evidence.publicKey.export({ format: 'der', type: 'spki' }), holderId)
+        : await agentSigner(sql, { holderId, receipt, earlier: signers.get(holderId) })
+    if (signer.keyId !== receipt.signerKeyId)
       throw new SluiceError('evidence.untrusted', `a receipt is not signed by holder ${holderId}`)
-    const key = createPublicKey({ key: joined, format: 'der', type: 'spki' })
-    signers.set(holderId, { keyId: keyIdOf(key), publicKey: joined.toString('base64'), holderId })
+    signers.set(holderId, signer)
   }
   return [...signers.values()].toSorted((left, right) => (left.keyId < right.keyId ? -1 : 1))
+}
+
+function signerOf(spki: Buffer, holderId: Holder['id']): EvidenceSigner {
+  const key = createPublicKey({ key: spki, format: 'der', type: 'spki' })
+  return { keyId: keyIdOf(key), publicKey: spki.toString('base64'), holderId }
+}
+
+/**
+ * An agent as it signed.
+ *
+ * @param signed.earlier The same agent, from another receipt of this document.
+ * @throws SluiceError `evidence.untrusted` when it never joined, or its time was not recorded.
+ */
+export async function agentSigner(
+  sql: Queries,
+  signed: { holderId: Holder['id']; receipt: SignedRow; earlier: EvidenceSigner | undefined },
+): Promise<EvidenceSigner> {
+  const { holderId, receipt, earlier } = signed
+  const agent = await agentIdentity(sql, holderId)
+  const { signerNotBeforeMs, signerNotAfterMs, receivedAtMs } = receipt
+  if (!agent?.publicKey.equals(receipt.signerPublicKey))
+    throw new SluiceError('evidence.untrusted', `a receipt is not signed by holder ${holderId}`)
+  if (signerNotBeforeMs === null || signerNotAfterMs === null)
+    throw new SluiceError('evidence.untrusted', `nobody knows when ${holderId} was good`)
+  // It was taken in before the revocation, whatever the clock said: a revoked one is refused then.
+  const revokedAtMs =
+    agent.revokedAtMs === null
+      ? undefined
+      : Math.max(agent.revokedAtMs, receivedAtMs + 1, earlier?.revokedAtMs ?? 0)
+  return {
+    ...signerOf(agent.publicKey, holderId),
+    notBeforeMs: signerNotBeforeMs,
+    notAfterMs: Math.max(signerNotAfterMs, earlier?.notAfterMs ?? 0),
+    ...(revokedAtMs === undefined ? {} : { revokedAtMs }),
+  }
 }

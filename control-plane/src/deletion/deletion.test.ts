@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it, type TestContext } from 'node:test'
 import { eq } from 'drizzle-orm'
+import { certificateStatement } from '@sluice/protocol/certificate'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import { agentId, type AgentId, epochId, jobId, type JobId, leaseId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
@@ -117,6 +118,7 @@ async function enrol(ground: TestGround, role: 'capture' | 'gpu'): Promise<Holde
       publicKey: publicKey.export({ format: 'der', type: 'spki' }),
       publicKeyId: signer.keyId,
       joinedAtMs: ground.now(),
+      certificateExpiresAtMs: ground.now() + 30 * limits.certificateMs,
     })
   })
   return { id, signer }
@@ -492,6 +494,56 @@ describe('acceptReceipt', () => {
     assert.equal((await eventsOf(world, 'receipt.refused')).length, 1)
     await confirm(world, id, 'lease.wipe')
     assert.equal((await duty(world, id, 'lease.wipe')).state, 'done')
+  })
+
+  it('refuses, and records, a good receipt of an agent that is revoked or has expired', async (t) => {
+    const world = await makeWorld(t)
+    const id = await analysedJob(world)
+    await begin(world, id)
+    const { envelope } = await receiptFor(world, id, 'lease.wipe')
+    const nowMs = world.ground.now()
+    const identity = (set: Partial<typeof agents.$inferInsert>) =>
+      world.ground.database.write(async ({ sql }) => {
+        await sql.update(agents).set(set).where(eq(agents.id, world.node.id))
+      })
+    const accept = () => acceptReceipt(world.parts, world.node.id, envelope)
+    const good = { revokedAtMs: null, certificateExpiresAtMs: nowMs + 1 }
+    for (const bad of [
+      { revokedAtMs: nowMs },
+      { certificateExpiresAtMs: nowMs },
+      { certificateExpiresAtMs: null },
+    ]) {
+      await identity({ ...good, ...bad })
+      await assert.rejects(accept(), withCode('evidence.untrusted'), JSON.stringify(bad))
+      assert.equal((await duty(world, id, 'lease.wipe')).state, 'due')
+    }
+    assert.equal((await eventsOf(world, 'receipt.refused')).length, 3)
+    await identity(good)
+    await accept()
+    assert.equal((await duty(world, id, 'lease.wipe')).state, 'done')
+  })
+
+  it('counts what an agent signed before it was revoked, and says when that was', async (t) => {
+    const world = await makeWorld(t)
+    const id = await analysedJob(world)
+    await deliver(world)
+    await begin(world, id)
+    await confirm(world, id, 'lease.wipe')
+    const nowMs = world.ground.now()
+    await world.ground.database.write(async ({ sql }) => {
+      await sql.update(agents).set({ revokedAtMs: nowMs }).where(eq(agents.id, world.node.id))
+    })
+    await confirm(world, id, 'spool.delete')
+    await work(world)
+    const bytes = Buffer.from((await certificateOf(world, id))!)
+    verifyCertificate(bytes, world.evidence.publicKey)
+    const { payload } = JSON.parse(bytes.toString()) as DsseEnvelope
+    const { predicate } = certificateStatement.parse(
+      JSON.parse(Buffer.from(payload, 'base64').toString()),
+    )
+    const signer = predicate.signers.find(({ holderId }) => holderId === world.node.id)
+    assert.equal(signer?.revokedAtMs, nowMs + 1)
+    assert.equal(signer.notAfterMs, nowMs + 30 * limits.certificateMs)
   })
 
   it('believes that a lease without the key never held anything', async (t) => {

@@ -11,9 +11,9 @@ import type { Changes } from '../changes.ts'
 import type { Database, Queries, Transaction } from '../database/database.ts'
 import type { Evidence } from './evidence.ts'
 import { holderKindOf, missingForCertificate, type Obligation } from './rules.ts'
+import { signerNow, type SignerNow } from './signer.ts'
 import {
   addReceipt,
-  agentKeyOf,
   jobById,
   type JobRow,
   type LeaseRow,
@@ -46,7 +46,7 @@ export async function acceptReceipt(
 ): Promise<void> {
   try {
     await parts.database.write(async (tx) => {
-      const claim = await verified(tx.sql, agentId, envelope)
+      const claim = await verified(tx.sql, { agentId, envelope, nowMs: parts.now() })
       if (claim.settled) return
       await settle(tx, parts, { ...claim, atMs: parts.now(), envelope })
     })
@@ -62,13 +62,19 @@ type Claim = {
   obligation: Obligation
   receipt: Receipt
   publicKey: Buffer
+  /** Undefined for the control plane itself. */
+  signer: SignerNow | undefined
   lease: LeaseRow | undefined
   settled: boolean
 }
 
-async function verified(sql: Queries, agentId: AgentId, envelope: DsseEnvelope): Promise<Claim> {
-  const publicKey = await agentKeyOf(sql, agentId)
-  if (!publicKey) throw new SluiceError('evidence.untrusted', `no agent ${agentId}`)
+async function verified(
+  sql: Queries,
+  sent: { agentId: AgentId; envelope: DsseEnvelope; nowMs: number },
+): Promise<Claim> {
+  const { agentId, envelope } = sent
+  const signer = await signerNow(sql, agentId, sent.nowMs)
+  const { publicKey } = signer
   // Read before it is verified, only to find what it must be compared with.
   const { obligationId } = claimedPredicate(envelope)
   const obligation = await obligationById(sql, obligationId)
@@ -93,7 +99,7 @@ async function verified(sql: Queries, agentId: AgentId, envelope: DsseEnvelope):
     throw new SluiceError('evidence.invalid', 'this lease was given the key: it must be wiped', {
       hint: 'The node must look for what the lease left, and confirm what it looked at.',
     })
-  return { job, obligation, receipt, publicKey, lease, settled: earlier !== undefined }
+  return { job, obligation, receipt, publicKey, signer, lease, settled: earlier !== undefined }
 }
 
 function claimedPredicate(envelope: DsseEnvelope): Receipt {
@@ -151,6 +157,7 @@ export async function settleOwn(
     obligation,
     receipt,
     publicKey,
+    signer: undefined,
     lease: undefined,
     envelope,
     atMs: parts.now(),
@@ -163,7 +170,7 @@ async function settle(
   parts: ReceiptParts,
   claim: Omit<Claim, 'settled'> & { envelope: DsseEnvelope; atMs: number },
 ): Promise<void> {
-  const { job, obligation, receipt, publicKey, lease, envelope, atMs } = claim
+  const { job, obligation, receipt, publicKey, signer, lease, envelope, atMs } = claim
   const payload = Buffer.from(envelope.payload, 'base64')
   const row: ReceiptRow = {
     obligationId: obligation.id,
@@ -172,8 +179,10 @@ async function settle(
     payloadSha256: createHash('sha256').update(payload).digest('hex'),
     signerKeyId: keyIdOf(createPublicKey({ key: publicKey, format: 'der', type: 'spki' })),
     signerPublicKey: publicKey,
-    // A clock that was set back must not make a confirmation older than its job.
-    receivedAtMs: Math.max(atMs, job.announcedAtMs),
+    signerNotBeforeMs: signer?.notBeforeMs ?? null,
+    signerNotAfterMs: signer?.notAfterMs ?? null,
+    // A clock that was set back must not make a confirmation older than its job or its signer.
+    receivedAtMs: Math.max(atMs, job.announcedAtMs, signer?.notBeforeMs ?? 0),
   }
   await addReceipt(tx, row)
   await markDone(tx, obligation.id, atMs)

@@ -352,13 +352,12 @@ export async function markLeaseWiped(tx: Transaction, id: LeaseId, atMs: number)
   await tx.sql.update(leases).set({ wipedAtMs: atMs }).where(eq(leases.id, id))
 }
 
-/** The identity key an agent joined with: SubjectPublicKeyInfo in DER. */
-export async function agentKeyOf(sql: Queries, id: Holder['id']): Promise<Buffer | undefined> {
-  const agent = await sql.query.agents.findFirst({
-    columns: { publicKey: true },
+/** The identity an agent joined with, and how long it is good. */
+export async function agentIdentity(sql: Queries, id: Holder['id']) {
+  return sql.query.agents.findFirst({
+    columns: { publicKey: true, joinedAtMs: true, certificateExpiresAtMs: true, revokedAtMs: true },
     where: raw`${agents.id} = ${id}`,
   })
-  return agent?.publicKey
 }
 
 export async function resultOfJob(sql: Queries, job: JobId) {

@@ -74,7 +74,8 @@ function confirm(confirmation: Confirmation, changed: Partial<Receipt> = {}) {
 
 function signerOf({ id, publicKey }: Party) {
   const spki = publicKey.export({ format: 'der', type: 'spki' })
-  return { keyId: keyIdOf(publicKey), publicKey: spki.toString('base64'), holderId: id }
+  const good = id === evidence.id ? {} : { notBeforeMs: t0, notAfterMs: t0 + 1000 }
+  return { keyId: keyIdOf(publicKey), publicKey: spki.toString('base64'), holderId: id, ...good }
 }
 
 function statement(
@@ -292,6 +293,43 @@ describe('verifyCertificate', () => {
     const renamed = statement()
     renamed.predicate.signers[1] = { ...signerOf(evidence), holderId: stranger.id }
     assertRefused(renamed, 'the evidence key under the name of an agent')
+  })
+
+  it('refuses what was confirmed outside the time in which its signer was good', () => {
+    const confirmedAtMs = t0 + 30
+    const wrong = [
+      { notBeforeMs: confirmedAtMs + 1 },
+      { notAfterMs: confirmedAtMs },
+      { revokedAtMs: confirmedAtMs },
+      { revokedAtMs: t0 },
+    ]
+    for (const index of [0, 2])
+      for (const times of wrong) {
+        const value = statement()
+        Object.assign(value.predicate.signers[index]!, times)
+        assert.throws(
+          () => verifyCertificate(file(value), evidence.publicKey),
+          refusedWith('evidence.untrusted'),
+          JSON.stringify(times),
+        )
+      }
+    const later = statement()
+    Object.assign(later.predicate.signers[0]!, { revokedAtMs: confirmedAtMs + 1 })
+    verifyCertificate(file(later), evidence.publicKey)
+  })
+
+  it('refuses a signer without a time, and the evidence key with one', () => {
+    const timeless = statement()
+    delete timeless.predicate.signers[0]!.notAfterMs
+    assertRefused(timeless, 'no end')
+    const backwards = statement()
+    Object.assign(backwards.predicate.signers[0]!, { notBeforeMs: t0 + 1000 })
+    assertRefused(backwards, 'no time')
+    for (const times of [{ notBeforeMs: t0 }, { notAfterMs: t0 + 1000 }, { revokedAtMs: t0 }]) {
+      const ended = statement()
+      Object.assign(ended.predicate.signers[1]!, times)
+      assertRefused(ended, JSON.stringify(times))
+    }
   })
 
   it('refuses a receipt that is signed but says something else altogether', () => {

@@ -2,14 +2,21 @@
  * Verifies a deletion certificate offline: no network, no database, and no trust in anything that
  * the file itself says about whom to trust.
  */
-import { createHash, createPublicKey, type KeyObject } from 'node:crypto'
+import { createHash, type KeyObject } from 'node:crypto'
 import { type CanonicalValue, parseCanonicalJson } from '../canonical.ts'
 import { type Certificate, certificateStatement, exclusions } from '../certificate.ts'
-import { SluiceError } from '../errors.ts'
 import { limits } from '../limits.ts'
 import type { HolderKind, Receipt } from '../receipt.ts'
 import { keyIdOf, verifyStatement } from './dsse.ts'
+import { incomplete, invalid, untrusted } from './evidence-problem.ts'
 import { verifyReceipt } from './verify-receipt.ts'
+import {
+  requireDistinct,
+  requireGoodAt,
+  requireOrder,
+  type Signer,
+  verifySigners,
+} from './verify-signers.ts'
 
 export const certificatePayloadType = 'application/vnd.sluice.deletion-certificate.v1+json'
 
@@ -62,9 +69,9 @@ export function verifyCertificate(bytes: Uint8Array, trustedKey: KeyObject): Cer
   const facts = factsOf(envelope, trustedKey)
   checkTimes(facts)
   checkExclusions(facts)
-  const keys = checkSigners(facts, trustedKey)
+  const signers = checkSigners(facts, trustedKey)
   checkHolders(facts, keyIdOf(trustedKey))
-  const receipts = facts.holders.map((held, index) => checkReceipt(facts, held, index, keys))
+  const receipts = facts.holders.map((held, index) => checkReceipt(facts, held, index, signers))
   if (facts.receipts.length !== facts.holders.length) throw invalid('a receipt has no holder')
   return summaryOf(facts, receipts, keyIdOf(trustedKey))
 }
@@ -92,48 +99,17 @@ function checkTimes(facts: Facts): void {
     requireOrder([facts.announcedAtMs, confirmedAtMs, facts.issuedAtMs])
 }
 
-function requireOrder(instants: readonly number[]): void {
-  const ordered = instants.every((instant, index) => index === 0 || instants[index - 1]! <= instant)
-  if (!ordered) throw invalid('its times are not in order')
-}
-
 function checkExclusions(facts: Facts): void {
   const missing = exclusions.find((exclusion) => !facts.exclusions.includes(exclusion))
   if (missing !== undefined) throw incomplete(`it does not exclude ${missing}`)
 }
 
-/** @returns The public key of each holder, by the holder's id. */
-function checkSigners(facts: Facts, trustedKey: KeyObject): Map<string, KeyObject> {
-  const trustedId = keyIdOf(trustedKey)
-  const keys = new Map<string, KeyObject>()
-  const keyIds = new Set<string>()
-  for (const { keyId, publicKey, holderId } of facts.signers) {
-    const key = ed25519KeyOf(publicKey)
-    if (keyIdOf(key) !== keyId) throw invalid('a signer is not the key it is called')
-    if (keys.has(holderId) || keyIds.has(keyId)) throw invalid('a signer is listed twice')
-    // The evidence key speaks for the control plane alone, and nobody else for it.
-    if ((holderId === trustedId) !== (keyId === trustedId))
-      throw new SluiceError('evidence.untrusted', 'a signer uses the name of another')
-    keys.set(holderId, key)
-    keyIds.add(keyId)
-  }
+/** @returns The signers by the holder's id. */
+function checkSigners(facts: Facts, trustedKey: KeyObject): Map<string, Signer> {
+  const signers = verifySigners(facts.signers, trustedKey)
   const holderIds = new Set<string>(facts.holders.map(({ holder }) => holder.id))
-  if ([...keys.keys()].some((id) => !holderIds.has(id))) throw invalid('a signer holds nothing')
-  return keys
-}
-
-function ed25519KeyOf(spki: string): KeyObject {
-  let key: KeyObject
-  try {
-    key = createPublicKey({ key: Buffer.from(spki, 'base64'), format: 'der', type: 'spki' })
-  } catch (cause) {
-    throw invalid('a signer has no public key', cause)
-  }
-  if (key.asymmetricKeyType !== 'ed25519') throw invalid('a signer has no Ed25519 key')
-  // Only the exact bytes, so that one key has one spelling.
-  if (key.export({ format: 'der', type: 'spki' }).toString('base64') !== spki)
-    throw invalid("a signer's key is not in its one form")
-  return key
+  if ([...signers.keys()].some((id) => !holderIds.has(id))) throw invalid('a signer holds nothing')
+  return signers
 }
 
 function checkHolders(facts: Facts, trustedId: string): void {
@@ -163,7 +139,7 @@ function checkHolders(facts: Facts, trustedId: string): void {
   for (const { holder, leaseId } of holders) {
     const own = ownKinds.has(holder.kind)
     if (own !== (holder.id === trustedId))
-      throw new SluiceError('evidence.untrusted', `${holder.kind} is spoken for by another`)
+      throw untrusted(`${holder.kind} is spoken for by another`)
     if ((holder.kind === 'gpu-lease') !== (leaseId !== undefined))
       throw invalid('a lease and its holder do not fit')
     if (leaseId === undefined) continue
@@ -172,27 +148,24 @@ function checkHolders(facts: Facts, trustedId: string): void {
   }
 }
 
-function requireDistinct(names: readonly string[], why: string): void {
-  if (new Set(names).size !== names.length) throw invalid(why)
-}
-
 function checkReceipt(
   facts: Facts,
   held: Facts['holders'][number],
   index: number,
-  keys: ReadonlyMap<string, KeyObject>,
+  signers: ReadonlyMap<string, Signer>,
 ): Receipt {
   const { obligationId, holder, leaseId } = held
   const envelope = facts.receipts[index]
-  const publicKey = keys.get(holder.id)
+  const signer = signers.get(holder.id)
   if (!envelope) throw incomplete(`${holder.kind} has no receipt`)
-  if (!publicKey) throw incomplete(`the signer of ${holder.kind} is not listed`)
+  if (!signer) throw incomplete(`the signer of ${holder.kind} is not listed`)
+  requireGoodAt(signer, held.confirmedAtMs)
   const digest = createHash('sha256').update(Buffer.from(envelope.payload, 'base64')).digest('hex')
   if (digest !== held.receiptSha256) throw invalid('a receipt is not the one that was confirmed')
   const { jobId, sealedHeaderSha256 } = facts
   const fence = facts.leases.find((lease) => lease.leaseId === leaseId)?.fence
   return verifyReceipt(envelope, {
-    publicKey,
+    publicKey: signer.key,
     jobId,
     obligationId,
     holder,
@@ -221,12 +194,4 @@ function summaryOf(facts: Facts, receipts: readonly Receipt[], keyId: string): C
       }
     }),
   }
-}
-
-function invalid(why: string, cause?: unknown): SluiceError {
-  return new SluiceError('evidence.invalid', `the certificate does not hold: ${why}`, { cause })
-}
-
-function incomplete(why: string): SluiceError {
-  return new SluiceError('evidence.incomplete', `the certificate is incomplete: ${why}`)
 }
