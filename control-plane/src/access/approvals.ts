@@ -7,6 +7,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import { type ApprovalId, approvalId, type PrincipalId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
+import { raiseAlert } from '../alerts/store.ts'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database, Transaction } from '../database/database.ts'
@@ -89,7 +90,9 @@ export async function askApproval(
   const { operation, access, site, reason, atMs } = asked
   refuseBeyond(access.rights, site)
   const open = await approvalsAskedBy(tx.sql, access.principalId, 'open')
-  const same = open.find((one) => isSame(one.operation, operation) && one.expiresAtMs > atMs)
+  const same = open.find(
+    (one) => one.site === site && isSame(one.operation, operation) && one.expiresAtMs > atMs,
+  )
   if (same) return same.id
   if (open.length >= limits.approvalsOpenMax)
     throw new SluiceError('request.rate_limited', 'too many of your approvals are open', {
@@ -131,6 +134,18 @@ export async function askApproval(
     ...jobOfOperation(operation),
     detail: { approvalId: id, operation: operation.kind, reason },
   })
+  await raiseAlert(
+    tx,
+    {
+      type: 'approval.asked',
+      severity: 'warning',
+      site,
+      atMs,
+      summary: `${operation.kind} waits for a second person: sluice approvals show ${id}`,
+      detail: { approvalId: id, operation: operation.kind, expiresAtMs },
+    },
+    changes,
+  )
   return id
 }
 

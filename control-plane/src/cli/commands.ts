@@ -1,6 +1,7 @@
 /** All commands of `sluice`, put together; running them is up to the caller. */
 import { Command } from 'commander'
 import { buildVersion } from '../build.ts'
+import { addApprovalCommands } from './approvals.ts'
 import { addAuditCommands } from './audit.ts'
 import { addDoctorCommand } from './doctor.ts'
 import { addAgentCommands } from './fleet.ts'
@@ -29,6 +30,7 @@ export function sluiceProgram(): Command {
   addTokenCommands(program)
   addAgentCommands(program)
   addJobCommands(program)
+  addApprovalCommands(program)
   addAuditCommands(program)
   addDoctorCommand(program)
   for (const command of everyCommand(program)) command.exitOverride()

@@ -10,6 +10,7 @@ import {
   roles,
   tokenView,
 } from '@sluice/protocol/api'
+import { approvalAsked } from '@sluice/protocol/api-approvals'
 import { principalId } from '@sluice/protocol/ids'
 import { SluiceError } from '@sluice/protocol/errors'
 import { z } from 'zod'
@@ -35,6 +36,7 @@ export function addTokenCommands(program: Command): void {
     )
     .option('--site <site>', "site of these roles, '*' for all", '*')
     .option('--life <duration>', 'how long it counts, such as 30d')
+    .option('--reason <text>', 'for the second person, where one is needed')
     .option('--data-dir <dir>', 'ask the control plane that lives there, as its owner')
     .option('--out <file>', 'new file for the token, 0600; - for standard output')
     .action(
@@ -45,6 +47,7 @@ export function addTokenCommands(program: Command): void {
             role?: (typeof roles)[number][]
             site: string
             life?: string
+            reason?: string
             dataDir?: string
           },
       ) => {
@@ -55,10 +58,13 @@ export function addTokenCommands(program: Command): void {
             rights: options.role.map((role) => ({ role, site: options.site })),
           }),
           ...(options.life === undefined ? {} : { lifeMs: durationMs(options.life) }),
+          ...(options.reason === undefined ? {} : { reason: options.reason }),
         }
-        const { token, ...view } = await withOwnerOrClient(options.dataDir, (client) =>
-          client.post('/v1/tokens', body, createdToken),
+        const made = await withOwnerOrClient(options.dataDir, (client) =>
+          client.post('/v1/tokens', body, z.union([createdToken, approvalAsked])),
         )
+        if ('approval' in made) throw waitsForAnother(made.approval.id)
+        const { token, ...view } = made
         await handOver(token, view, options)
       },
     )
@@ -169,6 +175,12 @@ export function addTokenCommands(program: Command): void {
         else say(`logged in to ${login.url} as ${who.principal}`)
       },
     )
+}
+
+function waitsForAnother(id: string): SluiceError {
+  return new SluiceError('approval.needed', `approval ${id} waits for a second person`, {
+    hint: `When another has run \`sluice approvals give ${id}\`, run this command again.`,
+  })
 }
 
 const whoami = z.object({ principalId, principal: z.string(), rights: z.array(z.unknown()) })
