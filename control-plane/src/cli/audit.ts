@@ -1,16 +1,10 @@
-/** The audit log, and deletion certificates: what happened, and whether it can be believed. */
-import { createPublicKey, type KeyObject } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+/** The audit log: what happened, and whether the log can be believed. */
 import type { Command } from 'commander'
 import { z } from 'zod'
 import { auditVerdict, pageOf } from '@sluice/protocol/api'
 import { auditEvent } from '@sluice/protocol/audit-event'
-import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
-import {
-  type CertificateSummary,
-  verifyCertificate,
-} from '@sluice/protocol/sealing/verify-certificate'
-import { instant, say, sayFacts, sayList, type View } from './output.ts'
+import { SluiceError } from '@sluice/protocol/errors'
+import { instant, say, sayList, type View } from './output.ts'
 import { addCommand, withClient } from './program.ts'
 
 const listed = z.strictObject({ ...auditEvent.shape, sha256: z.string() })
@@ -66,49 +60,6 @@ export function addAuditCommands(program: Command): void {
         else say(`whole; head ${verdict.seq}:${verdict.sha256 ?? ''}`)
       }),
     )
-
-  addCommand(program, 'verify <file>', {
-    does: 'check a deletion certificate offline, against a key pinned beforehand',
-    example: 'sluice verify job.certificate.json --trust evidence-public.pem',
-  })
-    .requiredOption('--trust <key>', 'PEM file of the evidence public key, from a source you trust')
-    .action(async (path: string, options: View & { trust: string }) => {
-      const summary = judge(await read(path), publicKeyFrom(await read(options.trust)))
-      if (options.json === true) say(JSON.stringify({ verified: true, ...summary }, null, 2))
-      else tellSummary(summary, options)
-    })
-}
-
-/** @throws SluiceError `evidence.*`, with what to do about a certificate that does not hold. */
-function judge(certificate: Buffer, trusted: KeyObject): CertificateSummary {
-  try {
-    return verifyCertificate(certificate, trusted)
-  } catch (error) {
-    if (!isSluiceError(error) || error.hint !== undefined) throw error
-    const { code, message } = error
-    throw new SluiceError(code, message, {
-      hint:
-        code === 'evidence.untrusted'
-          ? 'Ask whoever gave you the key whether it belongs to this control plane; until then believe nothing in the file.'
-          : 'Fetch it again with `sluice jobs certificate`, byte for byte; if that does not verify either, it proves nothing.',
-      cause: error,
-    })
-  }
-}
-
-function tellSummary(summary: CertificateSummary, view: View): void {
-  const { holders, leases, exclusions, ...facts } = summary
-  say('verified: every holder of this job signed that its copy is gone')
-  sayFacts({ ...facts, leases: leases.length }, view)
-  say('\nholders')
-  sayList(holders, view, {
-    HOLDER: (item) => item.holder.kind,
-    WIPED: (item) => instant(item.wipedAtMs, view),
-    METHOD: (item) => item.method,
-    CHECKED: (item) => item.checked.join('; '),
-  })
-  say('\nnot claimed')
-  for (const exclusion of exclusions) say(`- ${exclusion}`)
 }
 
 function headQuery(head: string | undefined): string {
@@ -119,30 +70,4 @@ function headQuery(head: string | undefined): string {
       hint: 'Pass what `sluice audit verify` printed earlier, like 1042:5f2c….',
     })
   return `?seq=${match[1]}&sha256=${match[2]}`
-}
-
-async function read(path: string): Promise<Buffer> {
-  try {
-    return await readFile(path)
-  } catch (cause) {
-    throw new SluiceError('usage', `${path}: cannot be read`, {
-      hint: 'Name an existing file.',
-      cause,
-    })
-  }
-}
-
-function publicKeyFrom(pem: Buffer): KeyObject {
-  const refused = (cause?: unknown) =>
-    new SluiceError('usage', 'the trusted key is not a public key in PEM', {
-      hint: 'Pin evidence/evidence-key.pub.pem of the data directory, which was made at the first start.',
-      cause,
-    })
-  // A private key would do for node:crypto too, but nobody should have it at hand.
-  if (!pem.toString('latin1').startsWith('-----BEGIN PUBLIC KEY-----')) throw refused()
-  try {
-    return createPublicKey(pem)
-  } catch (cause) {
-    throw refused(cause)
-  }
 }

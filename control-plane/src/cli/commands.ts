@@ -6,8 +6,10 @@ import { addAuditCommands } from './audit.ts'
 import { addDoctorCommand } from './doctor.ts'
 import { addAgentCommands } from './fleet.ts'
 import { addJobCommands } from './jobs.ts'
+import { addPurgeCommands } from './purge.ts'
 import { addServeCommands } from './serve.ts'
 import { addTokenCommands } from './tokens.ts'
+import { addVerifyCommand } from './verify.ts'
 
 /** The program; instead of ending the process it throws commander's errors. */
 export function sluiceProgram(): Command {
@@ -30,8 +32,10 @@ export function sluiceProgram(): Command {
   addTokenCommands(program)
   addAgentCommands(program)
   addJobCommands(program)
+  addPurgeCommands(program)
   addApprovalCommands(program)
   addAuditCommands(program)
+  addVerifyCommand(program)
   addDoctorCommand(program)
   for (const command of everyCommand(program)) command.exitOverride()
   return program
