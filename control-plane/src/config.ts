@@ -58,7 +58,7 @@ export const controlPlaneConfig = z
           .string()
           .regex(/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/, 'not a bucket name')
           .optional()
-          .meta({ env: 'SLUICE_STORAGE_BUCKET', description: 'S3: bucket, without versions.' }),
+          .meta({ env: 'SLUICE_STORAGE_BUCKET', description: 'S3: bucket; versions and locks are dealt with.' }),
         pathStyle: z.boolean().default(true).meta({
           env: 'SLUICE_STORAGE_PATH_STYLE',
           description: 'S3: bucket in the path; AWS itself wants false.',
@@ -81,6 +81,14 @@ export const controlPlaneConfig = z
       env: 'SLUICE_OFFLINE_MAX_MS',
       description: 'How long a capture host may go on sealing without contact, in milliseconds.',
     }),
+    purge: z
+      .strictObject({
+        aloneJobsMax: z.int().min(0).default(limits.purgeAloneJobsMaxDefault).meta({
+          env: 'SLUICE_PURGE_ALONE_JOBS_MAX',
+          description: 'Jobs that one person may purge; more take a second person.',
+        }),
+      })
+      .prefault({}),
     allowSwap: z.boolean().default(false).meta({
       env: 'SLUICE_ALLOW_SWAP',
       description: 'Start although swap is on; keys may then reach a disk.',

@@ -45,7 +45,6 @@ export const errorCodes = [
   'store.refused',
   'store.not_found',
   'store.digest_mismatch',
-  'store.versioned',
   'store.insecure',
   'store.locked',
   // jobs and leases

@@ -21,34 +21,37 @@ async function storeWith(t: TestContext, answers: (SluiceError | 'ok')[]) {
     async check() {
       const answer = answers.shift() ?? 'ok'
       if (answer !== 'ok') throw answer
+      return { versioned: true, locks: false }
     },
   }
 }
 
 const away = new SluiceError('store.unreachable', 'no answer', { retry: 'later' })
-const versioned = new SluiceError('store.versioned', 'keeps versions')
+const insecure = new SluiceError('store.insecure', 'no TLS')
 
 describe('a store that must be checked', () => {
   it('is refused at once for what will not pass by itself', async (t) => {
-    const store = await storeWith(t, [versioned])
+    const store = await storeWith(t, [insecure])
     await assert.rejects(
       checkedStore(store, () => undefined),
-      versioned,
+      insecure,
     )
   })
 
   it('may be away at start, and takes nothing until it was checked', async (t) => {
     const reported: SluiceError[] = []
-    const store = await storeWith(t, [away, away, 'ok', versioned])
+    const store = await storeWith(t, [away, away, 'ok', insecure])
     const checked = await checkedStore(store, (problem) => reported.push(problem))
     assert.deepEqual(reported, [away])
+    assert.equal(checked.traits, undefined)
     await assert.rejects(checked.createUpload(key), away)
     assert.match(await checked.createUpload(key), /^[0-9a-f]{32}$/)
+    assert.deepEqual(checked.traits, { versioned: true, locks: false })
     assert.match(await checked.createUpload(key), /./, 'it was checked once and for all')
   })
 
-  it('that turns out to keep versions takes nothing', async (t) => {
-    const checked = await checkedStore(await storeWith(t, [away, versioned]), () => undefined)
-    await assert.rejects(checked.createUpload(key), versioned)
+  it('that turns out to be unfit takes nothing', async (t) => {
+    const checked = await checkedStore(await storeWith(t, [away, insecure]), () => undefined)
+    await assert.rejects(checked.createUpload(key), insecure)
   })
 })

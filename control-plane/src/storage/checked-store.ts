@@ -1,31 +1,35 @@
 /** Takes nothing new into a store that was not looked at: not at start, and not after an outage either. */
 import { isSluiceError, type SluiceError } from '@sluice/protocol/errors'
-import type { ObjectStore } from './object-store.ts'
+import type { ObjectStore, StoreTraits } from './object-store.ts'
+
+/** What the check has found so far; undefined until the store has answered. */
+export type CheckedStore = { readonly traits: StoreTraits | undefined }
 
 /**
  * Checks the store now. One that does not answer is no reason to stay away: keys can be destroyed
  * and agents revoked without it. But before the first upload after that it is checked again.
  *
  * @param report Is told that the store does not answer.
- * @throws SluiceError `store.versioned`, `store.insecure`, `store.refused`: what will not pass by itself.
+ * @throws SluiceError `store.insecure`, `store.refused`: what will not pass by itself.
  */
 export async function checkedStore<S extends ObjectStore>(
   store: S,
   report: (problem: SluiceError) => void,
-): Promise<S> {
-  let checked = true
+): Promise<S & CheckedStore> {
+  let traits: StoreTraits | undefined
   try {
-    await store.check()
+    traits = await store.check()
   } catch (error) {
     if (!isSluiceError(error) || error.retry === 'never') throw error
     report(error)
-    checked = false
   }
   return {
     ...store,
+    get traits() {
+      return traits
+    },
     async createUpload(key) {
-      if (!checked) await store.check()
-      checked = true
+      traits ??= await store.check()
       return await store.createUpload(key)
     },
   }

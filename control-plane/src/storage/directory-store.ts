@@ -10,13 +10,14 @@ import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import type { Grant } from '@sluice/protocol/messages'
 import { type ObjectKey, objectKey } from '@sluice/protocol/object-keys'
-import type { ObjectStore, StoredPart, UploadRef } from './object-store.ts'
+import type { ObjectStore, StoredPart, StoreEntry, UploadRef } from './object-store.ts'
 
 export const objectsPath = '/v1/objects/'
 
 export type DirectoryStoreOptions = {
   /**
-   * Made when missing, 0700. Holds `objects/<hex>/` and `uploads/<hex>.<upload>/`, files a part each;
+   * Made when missing, 0700. Holds `objects/<2 hex>/<hex>/`, in shards so that a million of them can be
+   * listed piece by piece, and `uploads/<hex>.<upload>/`, files a part each;
    * an upload that ends gets another name first, so that no part can arrive in it any more.
    */
   folder: string
@@ -32,6 +33,11 @@ export type DirectoryStore = ObjectStore & {
 
 /** A part's file: its number, size and MD5 are its name, so that listing needs no reading. */
 const partFile = /^(\d{5})-(\d+)-([0-9a-f]{32})$/
+
+/** Hex digits of a key that name its shard: 256 shards of some 4,000 for a million objects. */
+const shardChars = 2
+/** Sorts behind every key of a shard and before the next shard. */
+const shardEnd = 'g'
 
 /** What the folder of an upload is called while it ends. */
 const completing = '.completing'
@@ -55,9 +61,12 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
     await mkdir(folder, { recursive: true, mode: 0o700 })
   await removeLeftovers(uploads)
   // Lives as long as this process: a restart ends every grant, and agents ask for new ones.
-  const ticketKey = randomBytes(32)
+  let ticketKey = randomBytes(32)
+  /** Transfers under way, to be cut when their grants are revoked. */
+  const transfers = new Set<ServerResponse>()
 
-  const objectFolder = (key: ObjectKey) => join(objects, hexOf(key))
+  const shardOf = (key: ObjectKey) => join(objects, hexOf(key).slice(0, shardChars))
+  const objectFolder = (key: ObjectKey) => join(shardOf(key), hexOf(key))
   const uploadFolder = ({ key, storeUploadId }: UploadRef) => {
     if (!/^[0-9a-f]{32}$/.test(storeUploadId))
       throw new SluiceError('store.not_found', 'no such upload')
@@ -106,6 +115,16 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
     return names
       .filter((name) => name.startsWith(`${hexOf(key)}.`))
       .map((name) => join(uploads, name))
+  }
+
+  /** Store ids of all uploads, by key. */
+  async function openUploads(): Promise<Map<string, string[]>> {
+    const found = new Map<string, string[]>()
+    for (const name of await readdir(uploads)) {
+      const [hex = '', id = ''] = name.split('.')
+      found.set(`a/${hex}`, [...(found.get(`a/${hex}`) ?? []), id])
+    }
+    return found
   }
 
   async function receivePart(
@@ -190,6 +209,7 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
 
     async check() {
       await statfs(options.folder)
+      return { versioned: false, locks: false }
     },
 
     async createUpload(key) {
@@ -233,11 +253,13 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
           if (!keep) await unlink(join(folder, name))
         }
         await syncFolder(folder)
+        await mkdir(shardOf(upload.key), { recursive: true, mode: 0o700 })
         await rename(folder, objectFolder(upload.key))
       } catch (error) {
         await renameIfThere(folder, begun)
         throw error
       }
+      await syncFolder(shardOf(upload.key))
       await syncFolder(objects)
       await syncFolder(uploads)
     },
@@ -261,7 +283,15 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
     async deleteAll(key) {
       for (const upload of await uploadsOf(key)) await removeUpload(upload)
       await rm(objectFolder(key), { recursive: true, force: true })
-      await syncFolder(objects)
+      await syncFolderIfThere(shardOf(key))
+    },
+
+    async revokeGrants() {
+      const old = ticketKey
+      ticketKey = randomBytes(32)
+      old.fill(0)
+      for (const response of transfers) response.destroy()
+      return true
     },
 
     async remains(key) {
@@ -275,6 +305,34 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
       return { objects: there, versions: 0, uploads: (await uploadsOf(key)).length }
     },
 
+    async list(after = '') {
+      const names = await readdir(objects)
+      const shards = names.filter((name) => isShard(name) && after < `a/${name}${shardEnd}`)
+      const foreign = after === '' ? names.filter((name) => !isShard(name)) : []
+      const open = await openUploads()
+      const keys = [...open.keys()].filter((key) => after < key)
+      const first = [...shards.map((name) => `a/${name}`), ...keys].toSorted()[0]
+      const strangers = foreign.map((key) => ({ key, objects: 1, versions: 0, uploads: [] }))
+      if (first === undefined) return { entries: strangers }
+      const shard = first.slice(0, 'a/'.length + shardChars)
+      const end = `${shard}${shardEnd}`
+      const stored = await readdirIfThere(join(objects, shard.slice('a/'.length)))
+      const entries = new Map<string, StoreEntry>()
+      for (const name of stored)
+        entries.set(`a/${name}`, { key: `a/${name}`, objects: 1, versions: 0, uploads: [] })
+      for (const [key, ids] of open) {
+        if (!key.startsWith(shard)) continue
+        const entry = entries.get(key) ?? { key, objects: 0, versions: 0, uploads: [] }
+        entries.set(key, { ...entry, uploads: ids })
+      }
+      const inOrder = [...entries.keys()].toSorted().filter((key) => after < key)
+      const more = [...shards.map((name) => `a/${name}`), ...keys].some((key) => key > end)
+      return {
+        entries: [...strangers, ...inOrder.map((key) => entries.get(key)!)],
+        ...(more ? { next: end } : {}),
+      }
+    },
+
     async handleObjectRequest(request, response) {
       try {
         const ticket = readTicket(request)
@@ -284,6 +342,8 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
           throw new SluiceError('access.forbidden', 'the signature does not match')
         if (ticket.expiresAtMs <= options.now())
           throw new SluiceError('access.forbidden', 'the grant has expired')
+        transfers.add(response)
+        response.once('close', () => transfers.delete(response))
         if (ticket.method === 'GET') {
           await sendObject(ticket.key, request, response)
           return
@@ -313,6 +373,7 @@ function translatingErrors(store: DirectoryStore): DirectoryStore {
     head: (key) => translate(store.head(key)),
     deleteAll: (key) => translate(store.deleteAll(key)),
     remains: (key) => translate(store.remains(key)),
+    list: (after) => translate(store.list(after)),
   }
 }
 
@@ -424,6 +485,10 @@ function partName(part: number, bytes: number, etag: string): string {
   return `${String(part).padStart(5, '0')}-${bytes}-${etag}`
 }
 
+function isShard(name: string): boolean {
+  return /^[0-9a-f]{2}$/.test(name)
+}
+
 function hexOf(key: ObjectKey): string {
   return key.slice('a/'.length)
 }
@@ -457,6 +522,23 @@ async function syncFolder(folder: string): Promise<void> {
     await handle.sync()
   } finally {
     await handle.close()
+  }
+}
+
+async function syncFolderIfThere(folder: string): Promise<void> {
+  try {
+    await syncFolder(folder)
+  } catch (error) {
+    if (!isMissing(error)) throw error
+  }
+}
+
+async function readdirIfThere(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder)
+  } catch (error) {
+    if (isMissing(error)) return []
+    throw error
   }
 }
 

@@ -9,6 +9,25 @@ export type UploadRef = { key: ObjectKey; storeUploadId: string }
 /** A part the store holds. `etag` is the hexadecimal MD5 of its bytes, without quotes. */
 export type StoredPart = { part: number; bytes: number; etag: string }
 
+/** What a store keeps by itself, which deletions have to take into account. */
+export type StoreTraits = {
+  /** It keeps versions; deletion removes each of them and every marker. */
+  versioned: boolean
+  /** It may lock objects; what is locked stays until its time is over, as an open obligation. */
+  locks: boolean
+}
+
+/** Everything the store holds under one key. */
+export type StoreEntry = {
+  /** As it is in the store; not every key there needs to be one of ours. */
+  key: string
+  objects: number
+  /** Older versions and delete markers. */
+  versions: number
+  /** Store ids of incomplete uploads. */
+  uploads: string[]
+}
+
 /** What was seen under a key when it was looked at last. All zero means absent. */
 export type Remains = { objects: number; versions: number; uploads: number }
 
@@ -22,12 +41,11 @@ export type ObjectStore = AsyncDisposable & {
   readonly level: SanitisationLevel
 
   /**
-   * Looks whether the store can be used at all.
+   * Looks whether the store can be used at all, and what it keeps by itself.
    *
-   * @throws SluiceError `store.versioned` for a bucket with versions or Object Lock,
-   * `store.insecure` for an endpoint without TLS.
+   * @throws SluiceError `store.insecure` for an endpoint without TLS.
    */
-  check(): Promise<void>
+  check(): Promise<StoreTraits>
 
   /** Opens a multipart upload. Its ledger row must be durable before this is called. */
   createUpload(key: ObjectKey): Promise<string>
@@ -52,10 +70,30 @@ export type ObjectStore = AsyncDisposable & {
   /** A grant to read the object, whole or by ranges. */
   grantRead(key: ObjectKey, lifeMs: number): Promise<Grant>
 
-  /** Deletes the object, every version and marker of it, and every incomplete upload under its key. */
+  /**
+   * Makes every grant given out before useless, transfers under way included.
+   *
+   * @returns False when this store can't: its grants end by their own expiry, and when its access
+   * key is replaced.
+   */
+  revokeGrants(): Promise<boolean>
+
+  /**
+   * Deletes the object, every version and marker of it, and every incomplete upload under its key,
+   * whoever began it.
+   *
+   * @throws SluiceError `store.locked` (`later`) when a lock or retention keeps something.
+   */
   deleteAll(key: ObjectKey): Promise<void>
   /** Looks again, as after a deletion. */
   remains(key: ObjectKey): Promise<Remains>
+
+  /**
+   * Everything there is, in ascending order of keys, a page at a time.
+   *
+   * @param after The `next` of the page before.
+   */
+  list(after?: string): Promise<{ entries: StoreEntry[]; next?: string }>
 }
 
 /** Whether nothing is left. */

@@ -7,7 +7,9 @@ import {
   DeleteObjectCommand,
   GetBucketVersioningCommand,
   GetObjectCommand,
+  GetObjectLegalHoldCommand,
   GetObjectLockConfigurationCommand,
+  GetObjectRetentionCommand,
   HeadBucketCommand,
   HeadObjectCommand,
   ListMultipartUploadsCommand,
@@ -20,9 +22,10 @@ import {
 } from '@aws-sdk/client-s3'
 import { getSignedUrl } from '@aws-sdk/s3-request-presigner'
 import { SluiceError } from '@sluice/protocol/errors'
+import { limits } from '@sluice/protocol/limits'
 import type { Grant } from '@sluice/protocol/messages'
 import type { ObjectKey } from '@sluice/protocol/object-keys'
-import type { ObjectStore, StoredPart, UploadRef } from './object-store.ts'
+import type { ObjectStore, StoredPart, StoreEntry, UploadRef } from './object-store.ts'
 
 export type S3StoreOptions = {
   /** `https://…`; anything else is refused. */
@@ -117,40 +120,93 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
     }
   }
 
-  /** The store's own list of incomplete uploads under exactly this key. */
-  async function openUploads(key: ObjectKey): Promise<UploadRef[]> {
-    const found: UploadRef[] = []
-    let at: { KeyMarker: string; UploadIdMarker: string } | undefined
-    do {
+  /** Incomplete uploads in the order of their keys, whoever began them. */
+  async function* uploadsFrom(from: { prefix?: string; after?: string }) {
+    let at: { KeyMarker: string; UploadIdMarker?: string } | undefined =
+      from.after === undefined ? undefined : { KeyMarker: from.after }
+    for (;;) {
       const page = await translate(
-        client.send(new ListMultipartUploadsCommand({ Bucket: bucket, Prefix: key, ...at })),
+        client.send(
+          new ListMultipartUploadsCommand({
+            Bucket: bucket,
+            ...(from.prefix === undefined ? {} : { Prefix: from.prefix }),
+            ...at,
+          }),
+        ),
       )
       for (const { Key, UploadId } of page.Uploads ?? [])
-        if (Key === key && UploadId !== undefined) found.push({ key, storeUploadId: UploadId })
-      at =
-        page.IsTruncated && page.NextKeyMarker !== undefined
-          ? { KeyMarker: page.NextKeyMarker, UploadIdMarker: page.NextUploadIdMarker ?? '' }
-          : undefined
-    } while (at !== undefined)
+        if (Key !== undefined && UploadId !== undefined) yield { key: Key, storeUploadId: UploadId }
+      if (page.IsTruncated !== true || page.NextKeyMarker === undefined) return
+      at = { KeyMarker: page.NextKeyMarker, UploadIdMarker: page.NextUploadIdMarker ?? '' }
+    }
+  }
+
+  /** Versions and delete markers in the order of their keys; without versioning the objects. */
+  async function* versionsFrom(from: { prefix?: string; after?: string }) {
+    let at: { KeyMarker: string; VersionIdMarker?: string } | undefined =
+      from.after === undefined ? undefined : { KeyMarker: from.after }
+    for (;;) {
+      const page = await translate(
+        client.send(
+          new ListObjectVersionsCommand({
+            Bucket: bucket,
+            ...(from.prefix === undefined ? {} : { Prefix: from.prefix }),
+            ...at,
+          }),
+        ),
+      )
+      const found = [
+        ...(page.Versions ?? []).map((entry) => ({ ...entry, marker: false })),
+        ...(page.DeleteMarkers ?? []).map((entry) => ({ ...entry, marker: true })),
+      ]
+      // The two lists of a page are each in order, and belong together by key.
+      found.sort((a, b) => compare(a.Key ?? '', b.Key ?? ''))
+      for (const { Key, VersionId, IsLatest, marker } of found)
+        if (Key !== undefined) yield { key: Key, versionId: VersionId, latest: IsLatest, marker }
+      if (page.IsTruncated !== true || page.NextKeyMarker === undefined) return
+      at = { KeyMarker: page.NextKeyMarker, VersionIdMarker: page.NextVersionIdMarker ?? '' }
+    }
+  }
+
+  async function openUploads(key: ObjectKey): Promise<UploadRef[]> {
+    const found: UploadRef[] = []
+    for await (const upload of uploadsFrom({ prefix: key }))
+      if (upload.key === key) found.push({ key, storeUploadId: upload.storeUploadId })
     return found
   }
 
-  /** Versions and delete markers under exactly this key; on an unversioned bucket the object itself. */
-  async function versions(key: ObjectKey): Promise<(string | undefined)[]> {
+  async function versionIdsOf(key: ObjectKey): Promise<(string | undefined)[]> {
     const found: (string | undefined)[] = []
-    let at: { KeyMarker: string; VersionIdMarker: string } | undefined
-    do {
-      const page = await translate(
-        client.send(new ListObjectVersionsCommand({ Bucket: bucket, Prefix: key, ...at })),
-      )
-      for (const entry of [...(page.Versions ?? []), ...(page.DeleteMarkers ?? [])])
-        if (entry.Key === key) found.push(entry.VersionId)
-      at =
-        page.IsTruncated && page.NextKeyMarker !== undefined
-          ? { KeyMarker: page.NextKeyMarker, VersionIdMarker: page.NextVersionIdMarker ?? '' }
-          : undefined
-    } while (at !== undefined)
+    for await (const version of versionsFrom({ prefix: key }))
+      if (version.key === key) found.push(version.versionId)
     return found
+  }
+
+  /** Deletes one version for good; `null` is how S3 names the only one of an unversioned bucket. */
+  async function deleteVersion(key: ObjectKey, versionId: string | undefined): Promise<void> {
+    const version = versionId === undefined ? {} : { VersionId: versionId }
+    try {
+      await unlessGone(
+        client.send(new DeleteObjectCommand({ Bucket: bucket, Key: key, ...version })),
+      )
+    } catch (error) {
+      const lock = isRefused(error) ? await lockOf(key, versionId) : undefined
+      throw lock === undefined ? error : locked(lock, error)
+    }
+  }
+
+  /** Why a version must not be deleted, in words, or undefined when no lock is known. */
+  async function lockOf(key: ObjectKey, versionId: string | undefined) {
+    const version = { Bucket: bucket, Key: key, ...(versionId && { VersionId: versionId }) }
+    const [retention, hold] = await Promise.all([
+      client.send(new GetObjectRetentionCommand(version)).catch(() => undefined),
+      client.send(new GetObjectLegalHoldCommand(version)).catch(() => undefined),
+    ])
+    if (hold?.LegalHold?.Status === 'ON') return 'a legal hold of the store'
+    const until = retention?.Retention?.RetainUntilDate
+    return until && until.getTime() > options.now()
+      ? `a retention until ${until.toISOString()}`
+      : undefined
   }
 
   return {
@@ -162,14 +218,11 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       const versioning = await translate(
         client.send(new GetBucketVersioningCommand({ Bucket: bucket })),
       )
-      if (versioning.Status !== undefined)
-        throw new SluiceError('store.versioned', `bucket ${bucket} keeps versions`, {
-          hint: 'Use a bucket that never had versioning switched on.',
-        })
-      if (await hasObjectLock(client, bucket))
-        throw new SluiceError('store.versioned', `bucket ${bucket} has Object Lock`, {
-          hint: 'Use a bucket without Object Lock: what it locks cannot be deleted.',
-        })
+      // Suspended versioning keeps the versions it has.
+      return {
+        versioned: versioning.Status !== undefined,
+        locks: await hasObjectLock(client, bucket),
+      }
     },
 
     async createUpload(key) {
@@ -231,20 +284,18 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       return { url, headers: {}, expiresAtMs: options.now() + lifeMs }
     },
 
+    async revokeGrants() {
+      return false
+    },
+
     async deleteAll(key) {
       for (const upload of await openUploads(key)) await abortUpload(upload)
-      for (const VersionId of await versions(key))
-        await unlessGone(
-          client.send(
-            new DeleteObjectCommand({
-              Bucket: bucket,
-              Key: key,
-              // `null` is how S3 names the only version of an unversioned bucket.
-              ...(VersionId === undefined || VersionId === 'null' ? {} : { VersionId }),
-            }),
-          ),
-        )
-      await unlessGone(client.send(new DeleteObjectCommand({ Bucket: bucket, Key: key })))
+      for (const versionId of await versionIdsOf(key)) await deleteVersion(key, versionId)
+      // A store that does not list versions still tells whether the object is there.
+      const left = await unlessGone(
+        client.send(new HeadObjectCommand({ Bucket: bucket, Key: key })),
+      )
+      if (left !== undefined) await deleteVersion(key, undefined)
     },
 
     async remains(key) {
@@ -253,13 +304,64 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       )
       return {
         objects: (objects.Contents ?? []).filter((entry) => entry.Key === key).length,
-        versions: (await versions(key)).length,
+        versions: (await versionIdsOf(key)).length,
         uploads: (await openUploads(key)).length,
       }
     },
 
+    async list(after) {
+      const from = after === undefined ? {} : { after }
+      const entries: StoreEntry[] = []
+      for await (const entry of entriesOf(versionsFrom(from), uploadsFrom(from))) {
+        if (entries.length === limits.sweepPageEntries)
+          return { entries, next: entries.at(-1)!.key }
+        entries.push(entry)
+      }
+      return { entries }
+    },
+
     [Symbol.asyncDispose]: async () => client.destroy(),
   }
+}
+
+type Version = { key: string; latest: boolean | undefined; marker: boolean }
+
+/** Joins both listings into one entry a key, in order, holding one key at a time. */
+async function* entriesOf(
+  versions: AsyncGenerator<Version>,
+  uploads: AsyncGenerator<{ key: string; storeUploadId: string }>,
+): AsyncGenerator<StoreEntry> {
+  let version = await versions.next()
+  let upload = await uploads.next()
+  while (version.done !== true || upload.done !== true) {
+    const keys = [version, upload].flatMap((next) => (next.done === true ? [] : [next.value.key]))
+    const key = keys.toSorted(compare)[0]!
+    const entry: StoreEntry = { key, objects: 0, versions: 0, uploads: [] }
+    for (; version.done !== true && version.value.key === key; version = await versions.next()) {
+      if (version.value.marker || version.value.latest === false) entry.versions += 1
+      else entry.objects += 1
+    }
+    for (; upload.done !== true && upload.value.key === key; upload = await uploads.next())
+      entry.uploads.push(upload.value.storeUploadId)
+    yield entry
+  }
+}
+
+/** S3 lists keys in the order of their UTF-8 bytes. */
+function compare(a: string, b: string): number {
+  return Buffer.compare(Buffer.from(a), Buffer.from(b))
+}
+
+function isRefused(error: unknown): boolean {
+  return error instanceof SluiceError && error.code === 'store.refused'
+}
+
+function locked(lock: string, cause: unknown): SluiceError {
+  return new SluiceError('store.locked', `the store keeps it: ${lock}`, {
+    retry: 'later',
+    hint: 'It is tried again until the lock is over; only an administrator of the store can lift it.',
+    cause,
+  })
 }
 
 /** A URL that holds only with exactly these headers. */

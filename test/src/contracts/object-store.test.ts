@@ -4,7 +4,15 @@ import { createHash, randomBytes } from 'node:crypto'
 import { createServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { after, before, describe, it } from 'node:test'
-import { CreateBucketCommand, PutBucketVersioningCommand } from '@aws-sdk/client-s3'
+import {
+  CreateBucketCommand,
+  CreateMultipartUploadCommand,
+  DeleteObjectCommand,
+  ListObjectVersionsCommand,
+  PutBucketVersioningCommand,
+  PutObjectCommand,
+  UploadPartCommand,
+} from '@aws-sdk/client-s3'
 import { createS3Store } from '@sluice/control-plane/storage/s3-store'
 import { openDirectoryStore } from '@sluice/control-plane/storage/directory-store'
 import { isAbsent, type ObjectStore } from '@sluice/control-plane/storage/object-store'
@@ -136,6 +144,39 @@ function contract(name: string, skip: string | false, open: () => Promise<Subjec
 
     it('passes its own check', async () => {
       await subject.store.check()
+    })
+
+    it('lists all there is, in order, and can go on from anywhere', async () => {
+      const { upload: whole } = await put([randomBytes(1000)])
+      const open = await openUpload()
+      const both = await openUpload()
+      const again = { key: both.key, storeUploadId: await subject.store.createUpload(both.key) }
+      const listed = new Map<string, { objects: number; versions: number; uploads: string[] }>()
+      const order: string[] = []
+      for (let after: string | undefined; ;) {
+        const page = await subject.store.list(after)
+        for (const { key, ...rest } of page.entries) {
+          order.push(key)
+          listed.set(key, { ...rest, uploads: rest.uploads.toSorted() })
+        }
+        after = page.next
+        if (after === undefined) break
+      }
+      assert.deepEqual(order, order.toSorted())
+      assert.equal(new Set(order).size, order.length)
+      assert.deepEqual(listed.get(whole.key), { objects: 1, versions: 0, uploads: [] })
+      assert.deepEqual(listed.get(open.key), {
+        objects: 0,
+        versions: 0,
+        uploads: [open.storeUploadId],
+      })
+      assert.deepEqual(
+        listed.get(both.key)?.uploads,
+        [both.storeUploadId, again.storeUploadId].toSorted(),
+      )
+      for (const { key } of [whole, open, both]) await subject.store.deleteAll(key)
+      const later = await subject.store.list(order.at(-1))
+      assert.deepEqual(later.entries, [])
     })
 
     it('makes one object of parts and serves it by ranges', async () => {
@@ -374,6 +415,35 @@ describe('directory store alone', () => {
   })
 })
 
+describe('grants of the directory store', () => {
+  it('are useless once they are revoked, and new ones count', async (t) => {
+    await using subject = await directorySubject()
+    const { store } = subject
+    const http = new Agent({ connect: { ca: subject.authority, minVersion: 'TLSv1.3' } })
+    t.after(() => http.close())
+    const key = objectKeyFrom(randomBytes(16))
+    const upload = { key, storeUploadId: await store.createUpload(key) }
+    const body = randomBytes(100)
+    const grant = () =>
+      store.grantPart(upload, {
+        part: 1,
+        bytes: body.length,
+        md5: createHash('md5').update(body).digest('base64'),
+        lifeMs,
+      })
+    const send = async ({ url, headers }: Grant) => {
+      const answer = await request(url, { method: 'PUT', body, headers, dispatcher: http })
+      await answer.body.dump()
+      return answer.statusCode
+    }
+    const old = await grant()
+    assert.equal(await send(old), 200, 'the control')
+    assert.equal(await store.revokeGrants(), true)
+    assert.equal(await send(old), 403)
+    assert.equal(await send(await grant()), 200)
+  })
+})
+
 describe('S3 store alone', { skip: noS3 }, () => {
   const open = async (bucket: string) =>
     createS3Store({
@@ -386,27 +456,122 @@ describe('S3 store alone', { skip: noS3 }, () => {
       now: Date.now,
     })
 
-  it('refuses a versioned bucket', async () => {
-    await s3.createBucket('plain')
-    await s3.createBucket('versioned')
-    await s3.client.send(
-      new PutBucketVersioningCommand({
-        Bucket: 'versioned',
-        VersioningConfiguration: { Status: 'Enabled' },
-      }),
-    )
-    await using plain = await open('plain')
-    await using versioned = await open('versioned')
-    await plain.check()
-    await assert.rejects(versioned.check(), (error) => isSluiceError(error, 'store.versioned'))
-  })
+  const setVersioning = (Bucket: string, Status: 'Enabled' | 'Suspended') =>
+    s3.client.send(new PutBucketVersioningCommand({ Bucket, VersioningConfiguration: { Status } }))
+  const versionedBucket = async (bucket: string) => {
+    await s3.createBucket(bucket)
+    await setVersioning(bucket, 'Enabled')
+  }
 
-  it('refuses a bucket with Object Lock', async () => {
+  it('says what the bucket keeps by itself', async () => {
+    await s3.createBucket('plain')
+    await versionedBucket('versioned')
     await s3.client.send(
       new CreateBucketCommand({ Bucket: 'locked', ObjectLockEnabledForBucket: true }),
     )
-    await using locked = await open('locked')
-    await assert.rejects(locked.check(), (error) => isSluiceError(error, 'store.versioned'))
+    const traits = async (bucket: string) => {
+      await using store = await open(bucket)
+      return store.check()
+    }
+    assert.deepEqual(await traits('plain'), { versioned: false, locks: false })
+    assert.deepEqual(await traits('versioned'), { versioned: true, locks: false })
+    assert.deepEqual(await traits('locked'), { versioned: true, locks: true })
+  })
+
+  it('deletes every version, marker and upload, and nothing of a neighbour', async () => {
+    await versionedBucket('history')
+    await using store = await open('history')
+    const key = objectKeyFrom(randomBytes(16))
+    const neighbour = `${key}0`
+    for (const Key of [key, key, neighbour])
+      await s3.client.send(new PutObjectCommand({ Bucket: 'history', Key, Body: randomBytes(10) }))
+    // A marker over two versions, and another version over the marker.
+    await s3.client.send(new DeleteObjectCommand({ Bucket: 'history', Key: key }))
+    await s3.client.send(
+      new PutObjectCommand({ Bucket: 'history', Key: key, Body: randomBytes(10) }),
+    )
+    await store.createUpload(key)
+    // An upload that no ledger of ours knows, with a part in it.
+    const { UploadId } = await s3.client.send(
+      new CreateMultipartUploadCommand({ Bucket: 'history', Key: key }),
+    )
+    await s3.client.send(
+      new UploadPartCommand({
+        Bucket: 'history',
+        Key: key,
+        UploadId,
+        PartNumber: 1,
+        Body: randomBytes(10),
+      }),
+    )
+    assert.deepEqual(await store.remains(key), { objects: 1, versions: 4, uploads: 2 })
+    await store.deleteAll(key)
+    assert.ok(isAbsent(await store.remains(key)))
+    const { Versions, DeleteMarkers } = await s3.client.send(
+      new ListObjectVersionsCommand({ Bucket: 'history' }),
+    )
+    assert.deepEqual(
+      (Versions ?? []).map((one) => one.Key),
+      [neighbour],
+    )
+    assert.equal((DeleteMarkers ?? []).length, 0, 'a deletion leaves no marker behind')
+  })
+
+  it('deletes what was there before versions were kept', async () => {
+    await s3.createBucket('late')
+    await using store = await open('late')
+    const key = objectKeyFrom(randomBytes(16))
+    const put = () =>
+      s3.client.send(new PutObjectCommand({ Bucket: 'late', Key: key, Body: randomBytes(10) }))
+    await put()
+    await setVersioning('late', 'Enabled')
+    await put()
+    await setVersioning('late', 'Suspended')
+    await put()
+    await store.deleteAll(key)
+    assert.ok(isAbsent(await store.remains(key)))
+  })
+
+  it('deletes more versions than one page lists', async () => {
+    await versionedBucket('many')
+    await using store = await open('many')
+    const key = objectKeyFrom(randomBytes(16))
+    for (let begun = 0; begun < 1010; begun += 10)
+      await Promise.all(
+        Array.from({ length: 10 }, () =>
+          s3.client.send(new PutObjectCommand({ Bucket: 'many', Key: key, Body: 'x' })),
+        ),
+      )
+    assert.equal((await store.remains(key)).versions, 1010)
+    await store.deleteAll(key)
+    assert.ok(isAbsent(await store.remains(key)))
+  })
+
+  it('says that a lock keeps an object, and deletes it once the lock is over', async () => {
+    await s3.client.send(
+      new CreateBucketCommand({ Bucket: 'retained', ObjectLockEnabledForBucket: true }),
+    )
+    await using store = await open('retained')
+    const key = objectKeyFrom(randomBytes(16))
+    const untilMs = Date.now() + 4000
+    await s3.client.send(
+      new PutObjectCommand({
+        Bucket: 'retained',
+        Key: key,
+        Body: 'x',
+        ObjectLockMode: 'COMPLIANCE',
+        ObjectLockRetainUntilDate: new Date(untilMs),
+        ContentMD5: createHash('md5').update('x').digest('base64'),
+      }),
+    )
+    await assert.rejects(
+      store.deleteAll(key),
+      (error) => isSluiceError(error, 'store.locked') && error.retry === 'later',
+    )
+    assert.equal((await store.remains(key)).objects, 1)
+    await sleep(untilMs - Date.now() + 1500)
+    await store.deleteAll(key)
+    assert.ok(isAbsent(await store.remains(key)))
   })
 
   it('refuses an endpoint without TLS', () => {
