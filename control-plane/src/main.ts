@@ -2,11 +2,13 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
+import type { AgentId } from '@sluice/protocol/ids'
 import type { Log } from '@sluice/protocol/process/log'
+import { purgeReceiptPayloadType } from '@sluice/protocol/sealing/verify-purge-receipt'
 import { expireApproval } from './access/approvals.ts'
 import { openAuthority } from './access/authority.ts'
 import { renewCertificate } from './access/join.ts'
-import { accessRoutes, adminRoutes } from './access/routes.ts'
+import { type AccessDeps, accessRoutes, adminRoutes } from './access/routes.ts'
 import { hasPrincipal, principalExecutors } from './access/tokens.ts'
 import { auditRoutes } from './audit/routes.ts'
 import { appendAudit } from './audit/store.ts'
@@ -36,17 +38,29 @@ import {
 import type { JobDeps } from './jobs/deps.ts'
 import { createJobs } from './jobs/jobs.ts'
 import { createLeaseTimes } from './jobs/lease-times.ts'
+import { liftHold } from './jobs/legal-hold.ts'
 import { jobRoutes } from './jobs/routes.ts'
 import { createTurns } from './jobs/turns.ts'
 import { startKeyProcess } from './keys/key-process-link.ts'
 import { createKeys } from './keys/keys.ts'
 import { openSlotFile } from './keys/slot-file.ts'
 import { openApiDocument } from './openapi.ts'
+import { beginApproved, endRefused } from './purge/begin.ts'
+import { carryOut, remindAgent } from './purge/carry-out.ts'
+import { acceptPurgeReceipt } from './purge/receipts.ts'
+import { openReserve } from './purge/reserve.ts'
+import { purgeRoutes } from './purge/routes.ts'
 import { checkedStore } from './storage/checked-store.ts'
 import { type DirectoryStore, openDirectoryStore } from './storage/directory-store.ts'
 import type { ObjectStore } from './storage/object-store.ts'
 import { readS3Credentials } from './storage/s3-credentials.ts'
 import { createS3Store } from './storage/s3-store.ts'
+import { loseFound } from './sweep/losses.ts'
+import { orphanWorker } from './sweep/orphans.ts'
+import { sweepRoutes } from './sweep/routes.ts'
+import { createSweeps } from './sweep/sweep.ts'
+
+const hourMs = 60 * 60 * 1000
 
 export type ControlPlane = AsyncDisposable & {
   directory: DataDirectory
@@ -151,7 +165,11 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   }
   const jobs = createJobs({
     ...jobDeps,
-    acceptReceipt: (agent, body) => acceptReceipt(jobDeps, agent.id, body.receipt),
+    acceptReceipt: (agent, { receipt }) =>
+      receipt.payloadType === purgeReceiptPayloadType
+        ? acceptPurgeReceipt(jobDeps, agent.id, receipt)
+        : acceptReceipt(jobDeps, agent.id, receipt),
+    takeInventory: (agent, body) => sweeps.takeInventory(agent, body),
     renewCertificate: (agent, body) =>
       renewCertificate({ database, authority, now }, agent.id, Buffer.from(body.csr, 'base64')),
   })
@@ -164,14 +182,43 @@ async function start(options: StartOptions): Promise<ControlPlane> {
     renewLeases: jobs.renewLeases,
   })
 
-  const accessDeps = {
+  const sweeps = started.use(
+    await createSweeps({
+      ...{ database, changes, now, epochKeys },
+      places: [
+        {
+          list: (after) => store.list(after),
+          isThere: async ({ objectKey }) => (await store.head(objectKey)) !== undefined,
+        },
+      ],
+      connected: () => fleet.connected(),
+      lose: (difference) => loseFound(jobDeps, difference),
+      everyMs: config.sweep.everyHours * hourMs,
+      graceMs: config.sweep.graceHours * hourMs,
+      offlineMaxMs: config.offlineMaxMs,
+      report: (problem) => events.workFailed('sweep', problem),
+    }),
+  )
+  const reserve = started.use(await openReserve(directory.reserve))
+  const purgeDeps = {
+    ...{ database, changes, now, evidence, keys, reserve },
+    storeKind: store.kind,
+    aloneJobsMax: config.purge.aloneJobsMax,
+    isConnected: (agent: AgentId) => fleet.isConnected(agent),
+  }
+  const accessDeps: AccessDeps = {
     database,
     changes,
     authority,
     now,
     operatorUrl: () => urls.operator,
     agentUrl: () => urls.agent,
-    executors: { ...principalExecutors },
+    refusals: { 'purge.begin': endRefused },
+    executors: {
+      'purge.begin': beginApproved(purgeDeps),
+      ...principalExecutors,
+      'hold.lift': (tx, approved) => liftHold(jobDeps, tx, approved),
+    },
   }
   const status = () =>
     statusOf(
@@ -218,6 +265,8 @@ async function start(options: StartOptions): Promise<ControlPlane> {
         },
       }),
       jobRoutes(jobDeps),
+      purgeRoutes(purgeDeps),
+      sweepRoutes({ database, changes, now, sweeps }),
       auditRoutes({ database, changes, now }),
     ],
   })
@@ -249,12 +298,20 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       expireJob: jobs.expireJob,
       noticeExpiry: jobs.noticeExpiry,
       others: {
+        'purge.agent': (duty) => remindAgent(purgeDeps, duty),
+        'purge.conclude': (duty) => carryOut(purgeDeps, duty),
+        'orphan.delete': orphanWorker({
+          ...jobDeps,
+          ...{ store, epochKeys, keys },
+          lookAgainMs: config.sweep.everyHours * hourMs,
+        }),
         'approval.expire': (duty) => expireApproval(accessDeps, duty),
       },
       report: ({ kind }, problem) => events.workFailed(kind, problem),
     }),
   )
   engine.start()
+  sweeps.start()
   started.use(jobs.startDispatch(fleet))
   await writeDurably(
     directory.listeners,

@@ -28,7 +28,14 @@ import {
   jobsQuery,
   jobView,
 } from '@sluice/protocol/api-fleet'
-import { approvalAsked, approvalsQuery, approvalView } from '@sluice/protocol/api-approvals'
+import {
+  approvalAsked,
+  approvalsQuery,
+  approvalView,
+  reasonRequest,
+} from '@sluice/protocol/api-approvals'
+import { purgeDetail, purgePreview, purgeRequest, purgeView } from '@sluice/protocol/api-purge'
+import { findingsQuery, findingView, sweepRequest, sweepView } from '@sluice/protocol/api-sweeps'
 import { auditEvent } from '@sluice/protocol/audit-event'
 import { routeRules } from './access/rules.ts'
 
@@ -71,9 +78,22 @@ const routeShapes: Readonly<Record<string, RouteShape>> = {
   'GET /v1/jobs': { query: jobsQuery, reply: pageOf(jobView) },
   'GET /v1/jobs/:id': { reply: jobDetail },
   'POST /v1/jobs/:id/retry': { body: nothing, reply: jobView },
+  'POST /v1/jobs/:id/hold': { body: reasonRequest, reply: jobView },
+  'POST /v1/jobs/:id/lift': { body: reasonRequest, reply: approvalAsked },
   'POST /v1/jobs/:id/delete': { body: nothing, reply: jobView },
   'GET /v1/jobs/:id/certificate': { replyType: 'application/vnd.dsse.envelope.v1+json' },
   'GET /v1/certificates': { query: pageQuery, reply: pageOf(certificateEntry) },
+  'POST /v1/purges': { body: purgeRequest, reply: z.union([purgePreview, purgeDetail]) },
+  'GET /v1/purges': { query: pageQuery, reply: pageOf(purgeView) },
+  'GET /v1/purges/:id': { reply: purgeDetail },
+  'GET /v1/purges/:id/events': { replyType: 'text/event-stream' },
+  'GET /v1/purges/:id/report': { replyType: 'application/vnd.dsse.envelope.v1+json' },
+  'POST /v1/sweeps': { body: sweepRequest, reply: sweepView },
+  'GET /v1/sweeps': { query: pageQuery, reply: pageOf(sweepView) },
+  'GET /v1/sweeps/:id': { reply: sweepView },
+  'GET /v1/sweep-findings': { query: findingsQuery, reply: pageOf(findingView) },
+  'POST /v1/sweep-findings/:id/delete': { body: nothing, reply: findingView },
+  'POST /v1/sweep-findings/:id/keep': { body: nothing, reply: findingView },
   'GET /v1/agents': { query: agentsQuery, reply: pageOf(agentView) },
   'GET /v1/agents/:id': { reply: agentView },
   'POST /v1/agents/:id': { body: changeAgentRequest, reply: agentView },

@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import { agentRole, labels, pageQuery, plainName } from './api.ts'
 import { errorCodes } from './errors.ts'
-import { agentId, jobId, leaseId, obligationId } from './ids.ts'
+import { agentId, jobId, leaseId, obligationId, principalId } from './ids.ts'
 import { jobState, sourcePolicy } from './job.ts'
 import { limits } from './limits.ts'
 import { analyserName, sha256Hex } from './manifest.ts'
@@ -57,6 +57,8 @@ export const jobView = z.strictObject({
   analyser: analyserName,
   state: jobState,
   frozenFrom: jobState.optional(),
+  /** Under legal hold since then. */
+  heldAtMs: instant.optional(),
   mediaCount: count,
   sealedBytes: count,
   sealedHeaderSha256: sha256Hex,
@@ -107,6 +109,8 @@ export type ObligationView = z.infer<typeof obligationView>
 /** One job with everything that holds or held a copy, and what is still owed. */
 export const jobDetail = z.strictObject({
   ...jobView.shape,
+  /** The hold it is under; why is in the audit log. */
+  legalHold: z.strictObject({ setBy: principalId, setAtMs: instant }).optional(),
   leases: z.array(leaseView),
   obligations: z.array(obligationView),
   result: z

@@ -147,6 +147,18 @@ export const routeRules: readonly RouteRule[] = [
   },
   {
     method: 'POST',
+    path: '/v1/jobs/:id/hold',
+    may: ['security'],
+    about: 'Puts a job under legal hold: nothing of it is deleted.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/jobs/:id/lift',
+    may: ['security'],
+    about: 'Asks for the second person who lifts a legal hold.',
+  },
+  {
+    method: 'POST',
     path: '/v1/jobs/:id/delete',
     may: ['operator', 'security'],
     about: 'Ends a job and deletes every copy and key.',
@@ -168,6 +180,54 @@ export const routeRules: readonly RouteRule[] = [
     path: '/v1/certificates',
     may: everyone,
     about: 'Deletion certificates, newest last.',
+  },
+
+  {
+    method: 'POST',
+    path: '/v1/purges',
+    may: ['security'],
+    about: 'Destroys every copy and key of a scope at once, or shows what that would hit.',
+  },
+  { method: 'GET', path: '/v1/purges', may: everyone, about: 'Purges, newest first.' },
+  { method: 'GET', path: '/v1/purges/:id', may: everyone, about: 'How far a purge has come.' },
+  {
+    method: 'GET',
+    path: '/v1/purges/:id/events',
+    may: everyone,
+    about: 'How far a purge comes, as server-sent events.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/purges/:id/report',
+    may: everyone,
+    about: 'The certificate of a purge, or a signed report of what is still open.',
+  },
+
+  {
+    method: 'POST',
+    path: '/v1/sweeps',
+    may: ['operator', 'security'],
+    about: 'Compares stores, spools, nodes and keys with the database.',
+  },
+  { method: 'GET', path: '/v1/sweeps', may: everyone, about: 'Sweeps, newest first.' },
+  { method: 'GET', path: '/v1/sweeps/:id', may: everyone, about: 'One sweep with its counts.' },
+  {
+    method: 'GET',
+    path: '/v1/sweep-findings',
+    may: everyone,
+    about: 'What sweeps found where it should not be, or missed.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/sweep-findings/:id/delete',
+    may: ['security'],
+    about: 'Ends the quarantine of a finding at once: it is deleted.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/sweep-findings/:id/keep',
+    may: ['security'],
+    about: 'Takes a finding out of quarantine: it stays.',
   },
 
   { method: 'GET', path: '/v1/audit', may: ['security'], about: 'Audit events.' },

@@ -38,8 +38,8 @@ export type DeletionIntent = {
  * The duties of announcement (`spool.delete`, `object.delete`, `key.destroy`) and of each lease
  * (`lease.wipe`) exist already, waiting. There is no way back.
  *
- * @throws SluiceError `job.not_found`; `request.conflict` when it is no longer in `from` or must not
- * be deleted from there.
+ * @throws SluiceError `job.not_found`; `job.held`; `request.conflict` when it is no longer in `from`
+ * or must not be deleted from there.
  */
 export async function beginDeletion(
   tx: Transaction,
@@ -49,6 +49,7 @@ export async function beginDeletion(
   const { jobId, from } = intent
   const job = await jobById(tx.sql, jobId)
   if (!job) throw new SluiceError('job.not_found', `no job ${jobId}`)
+  refuseHeld(job)
   // A clock that was set back must not make the end of a job older than its beginning.
   const atMs = Math.max(intent.atMs, job.announcedAtMs)
   const changed =
@@ -105,6 +106,14 @@ export async function beginDeletion(
     detail: { from, to: 'deleting', reason: intent.reason },
   })
   tx.afterCommit(() => changes.emit('job', jobId))
+}
+
+/** @throws SluiceError `job.held`: only a purge that names held jobs touches it. */
+export function refuseHeld(job: { id: JobId; heldAtMs: number | null }): void {
+  if (job.heldAtMs === null) return
+  throw new SluiceError('job.held', `job ${job.id} is under legal hold`, {
+    hint: `Two people lift it; the first runs: sluice jobs lift ${job.id}`,
+  })
 }
 
 type Order = {
@@ -169,7 +178,7 @@ export function spoolCommand(
 /** The order to stop, wipe and confirm one lease. */
 export function wipeCommand(order: {
   job: Pick<Order['job'], 'id' | 'sealedHeaderSha256'>
-  lease: LeaseRow
+  lease: Pick<LeaseRow, 'id' | 'fence' | 'endReason'>
   wipe: Pick<Obligation, 'id'>
 }) {
   const { job, lease, wipe } = order

@@ -12,7 +12,7 @@ import { changeState, existingJob, jobById, jobOf, type JobRow, refuseOver } fro
 /**
  * Begins the deletion of a job in whatever state it is.
  *
- * @throws SluiceError `job.not_found`; `request.conflict` when it is being deleted or is gone.
+ * @throws SluiceError `job.not_found`; `job.held`; `request.conflict` when it is being deleted or is gone.
  */
 export async function deleteJob(
   deps: JobDeps,
@@ -79,6 +79,7 @@ export async function expireJob(deps: JobDeps, jobId: JobId): Promise<void> {
     deps.database.write(async (tx) => {
       const job = await jobById(tx.sql, jobId)
       if (job?.state !== 'failed' && job?.state !== 'lost') return
+      if (job.heldAtMs !== null) return
       const atMs = deps.now()
       if (job.expiresAtMs === null || job.expiresAtMs > atMs) return
       const reason = job.state === 'lost' ? 'lost' : 'expired'

@@ -22,7 +22,7 @@ export async function failJob(
 ): Promise<void> {
   const { job, from, to, problem, actor } = failed
   const atMs = deps.now()
-  const { expiresAtMs, noticeAtMs } = keepUntil(job, atMs, deps.failedJobKeepMs)
+  const expiresAtMs = await keepForItsTime(deps, tx, job)
   await changeState(
     tx,
     {
@@ -41,6 +41,17 @@ export async function failJob(
     },
     deps.changes,
   )
+  await tellCaptureHost(deps, tx, { job, state: to, problem, expiresAtMs })
+}
+
+/**
+ * Owes the end of a job's time, counted from now, in the caller's transaction.
+ *
+ * @returns When that is.
+ */
+export async function keepForItsTime(deps: JobDeps, tx: Transaction, job: JobRow): Promise<number> {
+  const atMs = deps.now()
+  const { expiresAtMs, noticeAtMs } = keepUntil(job, atMs, deps.failedJobKeepMs)
   await dropDuties(tx, { jobId: job.id, kinds: ['job.expire', 'job.expiry-notice'], atMs })
   const owed = { jobId: job.id, site: job.site, state: 'due', atMs } as const
   await addObligation(
@@ -59,7 +70,7 @@ export async function failJob(
       },
       deps.changes,
     )
-  await tellCaptureHost(deps, tx, { job, state: to, problem, expiresAtMs })
+  return expiresAtMs
 }
 
 /** Queues a notice about a job for its capture host. */

@@ -1,11 +1,13 @@
-/** Holds the jobs of a revoked agent, and lets held ones go on. */
+/** Freezes the jobs of a revoked agent, and lets frozen ones go on. */
+import assert from 'node:assert/strict'
 import type { Actor } from '@sluice/protocol/audit-event'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId, JobId } from '@sluice/protocol/ids'
 import type { Transaction } from '../database/database.ts'
+import { refuseHeld } from '../deletion/intent.ts'
 import { dropDuties } from '../deletion/store.ts'
 import type { JobDeps } from './deps.ts'
-import { failJob, problemOfJob } from './fail.ts'
+import { failJob, problemOfJob, tellCaptureHost } from './fail.ts'
 import { closeLease, revokeLeases } from './leases.ts'
 import { freezableStates, thawedState } from './rules.ts'
 import {
@@ -14,6 +16,7 @@ import {
   existingJob,
   type JobRow,
   jobsInStates,
+  lockHeldJobs,
   openLease,
   openUpload,
 } from './store.ts'
@@ -29,6 +32,7 @@ export async function holdJobsOf(
 ): Promise<void> {
   await revokeLeases(deps, tx, held.agentId)
   const atMs = deps.now()
+  await lockHeldJobs(tx, held.agentId)
   for (const job of await jobsInStates(tx.sql, held.agentId, freezableStates)) {
     const lease = job.state === 'leased' ? await openLease(tx.sql, job.id) : undefined
     if (lease) await closeLease(deps, tx, { job, lease, reason: 'revoked' })
@@ -64,9 +68,10 @@ export async function abortUploadsOf(deps: JobDeps, agentId: AgentId): Promise<v
 }
 
 /**
- * Lets a held job go on from where it was held.
+ * Lets a frozen job go on from where it was frozen.
  *
- * @throws SluiceError `job.not_found`; `request.conflict` unless it is frozen.
+ * @throws SluiceError `job.not_found`; `job.held` while it is under legal hold; `request.conflict`
+ * unless it is frozen.
  */
 export async function releaseJob(
   deps: JobDeps,
@@ -74,32 +79,43 @@ export async function releaseJob(
 ): Promise<JobRow> {
   return deps.database.write(async (tx) => {
     const job = await existingJob(tx.sql, order.jobId)
+    refuseHeld(job)
     if (job.state !== 'frozen' || job.frozenFrom === null)
       throw new SluiceError('request.conflict', `job ${job.id} is ${job.state}, not frozen`)
-    const atMs = deps.now()
-    const to = thawedState(job.frozenFrom)
-    if (to === 'failed') {
-      const problem = problemOfJob(job) ?? {
-        code: 'job.failed',
-        message: 'the job had failed before it was held',
-        retry: 'never',
-      }
-      await failJob(deps, tx, { job, from: 'frozen', to, problem, actor: order.actor })
-      return existingJob(tx.sql, job.id)
-    }
-    await changeState(
-      tx,
-      {
-        jobId: job.id,
-        from: 'frozen',
-        to,
-        actor: order.actor,
-        atMs,
-        set: { frozenFrom: null },
-        detail: { released: true },
-      },
-      deps.changes,
-    )
+    await thawJob(deps, tx, { job, actor: order.actor })
     return existingJob(tx.sql, job.id)
   })
+}
+
+/** Lets a frozen job go on; a failed one is failed again, with its whole time. */
+export async function thawJob(
+  deps: JobDeps,
+  tx: Transaction,
+  thawed: { job: JobRow; actor: Actor },
+): Promise<void> {
+  const { job, actor } = thawed
+  assert(job.frozenFrom, `job ${job.id} was frozen in no state`)
+  const to = thawedState(job.frozenFrom)
+  if (to === 'failed') {
+    const problem = problemOfJob(job) ?? {
+      code: 'job.failed',
+      message: 'the job had failed before it was frozen',
+      retry: 'never',
+    }
+    return failJob(deps, tx, { job, from: 'frozen', to, problem, actor })
+  }
+  await changeState(
+    tx,
+    {
+      jobId: job.id,
+      from: 'frozen',
+      to,
+      actor,
+      atMs: deps.now(),
+      set: { frozenFrom: null },
+      detail: { released: true },
+    },
+    deps.changes,
+  )
+  return tellCaptureHost(deps, tx, { job, state: to })
 }

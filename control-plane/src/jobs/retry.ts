@@ -2,6 +2,7 @@
 import type { Actor } from '@sluice/protocol/audit-event'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { JobId } from '@sluice/protocol/ids'
+import { refuseHeld } from '../deletion/intent.ts'
 import { dropDuties } from '../deletion/store.ts'
 import type { JobDeps } from './deps.ts'
 import { tellCaptureHost } from './fail.ts'
@@ -10,7 +11,7 @@ import { changeState, existingJob, freshStart, hasKey, type JobRow } from './sto
 /**
  * Lets a failed job be leased again, with all its tries.
  *
- * @throws SluiceError `job.not_found`; `request.conflict` unless it is failed; `job.lost` when its
+ * @throws SluiceError `job.not_found`; `job.held`; `request.conflict` unless it is failed; `job.lost` when its
  * key no longer exists.
  */
 export async function retryJob(
@@ -19,6 +20,7 @@ export async function retryJob(
 ): Promise<JobRow> {
   return deps.database.write(async (tx) => {
     const job = await existingJob(tx.sql, order.jobId)
+    refuseHeld(job)
     if (job.state !== 'failed' || job.storedAtMs === null)
       throw new SluiceError('request.conflict', `job ${job.id} is ${job.state}, not failed`, {
         hint: 'Only a failed job whose archive is stored can be tried again.',

@@ -1,11 +1,15 @@
 /** Listens for operators who follow jobs, try them again, end them, and ask for what is proven. */
-import { Hono } from 'hono'
+import assert from 'node:assert/strict'
+import { type Context, Hono } from 'hono'
 import { z } from 'zod'
 import { pageQuery } from '@sluice/protocol/api'
+import { reasonRequest } from '@sluice/protocol/api-approvals'
 import { type JobDetail, jobsQuery, type JobView } from '@sluice/protocol/api-fleet'
 import { SluiceError } from '@sluice/protocol/errors'
-import { jobId } from '@sluice/protocol/ids'
+import { type ApprovalId, jobId } from '@sluice/protocol/ids'
+import { viewOfApproval } from '../access/approvals.ts'
 import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
+import { approvalById } from '../access/store.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
 import { obligationsOfJob } from '../deletion/store.ts'
@@ -13,6 +17,7 @@ import { presentFields } from '../present-fields.ts'
 import { deleteJob } from './delete.ts'
 import type { JobDeps } from './deps.ts'
 import { releaseJob } from './hold.ts'
+import { askLift, holdJob } from './legal-hold.ts'
 import { retryJob } from './retry.ts'
 import {
   certificateText,
@@ -22,6 +27,7 @@ import {
   pageOfCertificates,
   pageOfJobs,
   resultOf,
+  standingHold,
 } from './store.ts'
 
 const nothing = z.strictObject({})
@@ -37,6 +43,13 @@ export function jobRoutes(deps: JobDeps) {
     if (!job || !reachesSite(access, job.site))
       throw new SluiceError('job.not_found', 'no such job')
     return job
+  }
+
+  /** What waits for a second person now. */
+  async function asked(c: Context<AccessEnv>, id: ApprovalId) {
+    const approval = await database.read((sql) => approvalById(sql, id))
+    assert(approval, `approval ${id} was made and is not there`)
+    return c.json({ approval: viewOfApproval(approval) }, 202)
   }
 
   routes.get('/v1/jobs', async (c) => {
@@ -72,6 +85,20 @@ export function jobRoutes(deps: JobDeps) {
     await readBody(c.req.raw, nothing)
     const job = await reachable(c.get('access'), c.req.param('id'))
     return c.json(viewOfJob(await releaseJob(deps, { jobId: job.id, actor: actorOf(c) })))
+  })
+
+  routes.post('/v1/jobs/:id/hold', async (c) => {
+    const { reason } = await readBody(c.req.raw, reasonRequest)
+    const job = await reachable(c.get('access'), c.req.param('id'))
+    const { principalId } = c.get('access')
+    return c.json(viewOfJob(await holdJob(deps, { jobId: job.id, principalId, reason })))
+  })
+
+  routes.post('/v1/jobs/:id/lift', async (c) => {
+    const { reason } = await readBody(c.req.raw, reasonRequest)
+    const access = c.get('access')
+    const job = await reachable(access, c.req.param('id'))
+    return asked(c, await askLift(deps, { jobId: job.id, access, reason }))
   })
 
   routes.post('/v1/jobs/:id/delete', async (c) => {
@@ -149,6 +176,7 @@ export function viewOfJob(row: JobRow): JobView {
     fence: row.fence,
     ...presentFields({
       frozenFrom: row.frozenFrom,
+      heldAtMs: row.heldAtMs,
       storedAtMs: row.storedAtMs,
       analysedAtMs: row.analysedAtMs,
       intentAtMs: row.intentAtMs,
@@ -166,8 +194,10 @@ async function detailOf(sql: Queries, job: JobRow): Promise<JobDetail> {
   const leases = await leasesOfJob(sql, job.id)
   const owed = await obligationsOfJob(sql, job.id)
   const result = await resultOf(sql, job.id)
+  const hold = await standingHold(sql, job.id)
   return {
     ...viewOfJob(job),
+    ...(hold && { legalHold: { setBy: hold.setBy, setAtMs: hold.setAtMs } }),
     leases: leases.map((lease) => ({
       id: lease.id,
       nodeId: lease.nodeId,

@@ -187,6 +187,11 @@ export function keepUntil(
 /** States in which a job can be put on hold: nothing of it is decided yet. */
 export const freezableStates = ['announced', 'uploading', 'stored', 'leased', 'failed'] as const
 
+/** Whether a legal hold still keeps something: the deletion of the job has not begun. */
+export function mayBeHeld(state: JobState): boolean {
+  return state === 'frozen' || state === 'lost' || freezableStates.some((one) => one === state)
+}
+
 /** The state a frozen job goes back to: a lease does not survive a hold. */
 export function thawedState(frozenFrom: JobState): JobState {
   return frozenFrom === 'leased' ? 'stored' : frozenFrom

@@ -26,6 +26,7 @@ import {
   jobKeys,
   jobs,
   leases,
+  legalHolds,
   results,
   uploads,
 } from '../database/schema.ts'
@@ -34,6 +35,7 @@ export type JobRow = typeof jobs.$inferSelect
 export type NewJob = typeof jobs.$inferInsert
 export type LeaseRow = typeof leases.$inferSelect
 export type UploadRow = typeof uploads.$inferSelect
+export type LegalHoldRow = typeof legalHolds.$inferSelect
 export type ResultRow = typeof results.$inferSelect
 
 // ---------------------------------------------------------------- jobs
@@ -81,6 +83,41 @@ export async function jobsInStates(
     .select()
     .from(jobs)
     .where(and(eq(jobs.captureAgentId, captureAgentId), inArray(jobs.state, [...states])))
+}
+
+/** What was frozen for nothing but its hold is locked as well: lifting the hold alone frees it not. */
+export async function lockHeldJobs(tx: Transaction, captureAgentId: AgentId): Promise<void> {
+  await tx.sql
+    .update(jobs)
+    .set({ frozenByHold: false })
+    .where(and(eq(jobs.captureAgentId, captureAgentId), eq(jobs.frozenByHold, true)))
+}
+
+// ---------------------------------------------------------------- legal holds
+
+export async function addLegalHold(
+  tx: Transaction,
+  hold: typeof legalHolds.$inferInsert,
+): Promise<void> {
+  await tx.sql.insert(legalHolds).values(hold)
+}
+
+/** The hold a job is under now. */
+export async function standingHold(sql: Queries, job: JobId): Promise<LegalHoldRow | undefined> {
+  return sql.query.legalHolds.findFirst({
+    where: and(eq(legalHolds.jobId, job), isNull(legalHolds.liftedAtMs)),
+  })
+}
+
+export async function endLegalHold(
+  tx: Transaction,
+  job: JobId,
+  end: Pick<LegalHoldRow, 'liftAskedBy' | 'liftedBy' | 'liftedAtMs'>,
+): Promise<void> {
+  await tx.sql
+    .update(legalHolds)
+    .set(end)
+    .where(and(eq(legalHolds.jobId, job), isNull(legalHolds.liftedAtMs)))
 }
 
 export async function addJob(tx: Transaction, job: NewJob): Promise<void> {
