@@ -46,11 +46,13 @@ export type ControlLink = AsyncDisposable & {
    *
    * @throws SluiceError The reply's problem; `channel.malformed` for a reply of another shape;
    * `channel.closed` when the link is closed for good. `options.signal` ends the waiting.
+   *
+   * `options.urgent` goes out before everything that waits, and beyond the bound.
    */
   request<T extends RequestType>(
     type: T,
     body: RequestBody<T>,
-    options?: { attachment?: Uint8Array; signal?: AbortSignal },
+    options?: { attachment?: Uint8Array; signal?: AbortSignal; urgent?: boolean },
   ): Promise<{ body: RequestReply<T>; attachment?: Buffer }>
   /**
    * Registers what carries out a command; before `start`. It resolves when the effect, or the duty
@@ -100,6 +102,7 @@ export type LinkEvents = {
 }
 
 type PendingRequest = {
+  urgent: boolean
   frame: AgentRequest
   attachment: Uint8Array | undefined
   /** Monotonic; undefined while not sent on the present session. */
@@ -146,8 +149,12 @@ export function createControlLink(options: ControlLinkOptions): ControlLink {
   function flush(): void {
     if (!established) return
     let inFlight = 0
-    for (const each of pending.values()) {
-      if (inFlight >= requestsInFlightMax) return
+    const all = [...pending.values()]
+    for (const each of [
+      ...all.filter(({ urgent }) => urgent),
+      ...all.filter(({ urgent }) => !urgent),
+    ]) {
+      if (inFlight >= requestsInFlightMax && !each.urgent) return
       inFlight += 1
       const old = each.sentAtMs !== undefined && monotonicMs() - each.sentAtMs
       if (old !== false && old < timing.requestTimeoutMs) continue
@@ -159,7 +166,7 @@ export function createControlLink(options: ControlLinkOptions): ControlLink {
   function request<T extends RequestType>(
     type: T,
     body: RequestBody<T>,
-    asked: { attachment?: Uint8Array; signal?: AbortSignal } = {},
+    asked: { attachment?: Uint8Array; signal?: AbortSignal; urgent?: boolean } = {},
   ): Promise<{ body: RequestReply<T>; attachment?: Buffer }> {
     const requestId = newId(z.uuidv7(), now())
     return new Promise((resolve, reject) => {
@@ -174,6 +181,7 @@ export function createControlLink(options: ControlLinkOptions): ControlLink {
         // The table pairs each type with its body; the union can't follow a type parameter.
         frame: { type: 'request', requestId, request: type, body } as unknown as AgentRequest,
         attachment: asked.attachment,
+        urgent: asked.urgent ?? false,
         sentAtMs: undefined,
         settle(reply) {
           pending.delete(requestId)
@@ -209,7 +217,8 @@ export function createControlLink(options: ControlLinkOptions): ControlLink {
       })
     if (journal.data.handledCommands.includes(commandId)) return acknowledge()
     if (atWork.has(commandId)) return
-    if (atWork.size >= limits.commandsInFlightMax)
+    // What an emergency orders overtakes everything that is under way, also its bound.
+    if (atWork.size >= limits.commandsInFlightMax && message.lane !== 'emergency')
       return session?.close(new SluiceError('channel.too_large', 'too many commands at once'))
     atWork.add(commandId)
     try {
@@ -230,11 +239,14 @@ export function createControlLink(options: ControlLinkOptions): ControlLink {
     for (let attempt = 0; !closing.signal.aborted; attempt += 1) {
       try {
         failure = await carryOutOnce(message.command)
-        await journal.change((draft) => {
-          draft.handledCommands.push(message.commandId)
-          draft.handledCommands.splice(0, draft.handledCommands.length - handledCommandsMax)
-          draft.lastSeq = Math.max(draft.lastSeq, message.seq)
-        })
+        await journal.change(
+          (draft) => {
+            draft.handledCommands.push(message.commandId)
+            draft.handledCommands.splice(0, draft.handledCommands.length - handledCommandsMax)
+            draft.lastSeq = Math.max(draft.lastSeq, message.seq)
+          },
+          { urgent: message.lane === 'emergency' },
+        )
         return failure
       } catch (error) {
         if (closing.signal.aborted) return undefined

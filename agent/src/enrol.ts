@@ -39,6 +39,14 @@ export type RenewableIdentity = Identity & {
    * @throws SluiceError `join.refused` when it is not for this key and agent.
    */
   replace(issued: IssuedCertificate): Promise<void>
+  /**
+   * Trusts exactly these authorities from now on, durably; the present certificate stays.
+   *
+   * @param authorities DER, base64.
+   * @throws SluiceError `join.wrong_authority` when none of those trusted so far is among them: a
+   * change of authority always has a time in which both count.
+   */
+  trust(authorities: readonly string[]): Promise<void>
   /** Address of the operator listener this host joined at. */
   readonly joinUrl: string
 }
@@ -139,6 +147,7 @@ export async function openIdentity(stateDir: string): Promise<RenewableIdentity>
   let present: IdentityFile = file
   let leaf = leafOf(present)
   let generation = 1
+  let last: Promise<void> = Promise.resolve()
   const publicKey = createPublicKey(privateKey)
   const keyPem = Buffer.from(privateKey.export({ format: 'pem', type: 'pkcs8' }))
   file = undefined
@@ -168,16 +177,48 @@ export async function openIdentity(stateDir: string): Promise<RenewableIdentity>
     makeRequest: () => requestFor(privateKey, present.agentId),
     async replace(issued) {
       checkIssued(issued, privateKey)
-      const next = { ...present, chain: issued.chain, authorities: issued.authorities }
-      await writeDurably(
-        path.join(stateDir, identityName),
-        Buffer.from(JSON.stringify(next, null, 2)),
-      )
-      present = next
-      leaf = leafOf(next)
-      generation += 1
+      const { chain, authorities } = issued
+      await write(() => ({ ...present, chain, authorities }))
+    },
+    async trust(authorities) {
+      await write(() => {
+        checkOverlap(authorities, present.authorities)
+        return { ...present, authorities: [...authorities] }
+      })
     },
   }
+
+  /** One after the other: a renewal and a change of authorities may come at the same time. */
+  function write(change: () => IdentityFile): Promise<void> {
+    const mine = last.then(() => replaceFile(change))
+    last = mine.catch(() => {})
+    return mine
+  }
+
+  async function replaceFile(change: () => IdentityFile): Promise<void> {
+    const changed = change()
+    const text = JSON.stringify(changed, null, 2)
+    await writeDurably(path.join(stateDir, identityName), Buffer.from(text))
+    present = changed
+    leaf = leafOf(changed)
+    generation += 1
+  }
+}
+
+function checkOverlap(next: readonly string[], present: readonly string[]): void {
+  const refused = (why: string, cause?: unknown) =>
+    new SluiceError('join.wrong_authority', `the new authorities are refused: ${why}`, { cause })
+  for (const der of next) {
+    let authority: X509Certificate
+    try {
+      authority = new X509Certificate(Buffer.from(der, 'base64'))
+    } catch (cause) {
+      throw refused('one cannot be read', cause)
+    }
+    if (!authority.ca) throw refused('one is no authority')
+  }
+  if (!next.some((der) => present.includes(der)))
+    throw refused('none of those trusted so far is among them')
 }
 
 /**
@@ -190,6 +231,8 @@ export async function keepCertificateFresh(options: {
   link: Pick<ControlLink, 'request' | 'reconnect'>
   signal: AbortSignal
   events: { certificateRenewed(notAfterMs: number): void; renewalFailed(error: SluiceError): void }
+  /** Told when the control plane gives no certificate because this agent is revoked. */
+  revoked?: () => void
   now?: () => number
 }): Promise<void> {
   const { identity, link, signal, events } = options
@@ -207,6 +250,7 @@ export async function keepCertificateFresh(options: {
         if (signal.aborted) return
         if (!isSluiceError(error)) throw error
         events.renewalFailed(error)
+        if (error.code === 'identity.revoked') options.revoked?.()
         const waitMs = backoffMs(attempt, { minMs: 5000, maxMs: 10 * 60_000 }, Math.random())
         attempt += 1
         await sleep(waitMs, undefined, waiting)
@@ -369,9 +413,12 @@ async function post(options: { url: URL; authorities: string[]; body: object }):
     value = undefined
   }
   if (status >= 200 && status < 300) return value
-  const document = z.object({ detail: z.string().max(500), hint: z.string().max(500) }).partial()
+  const document = z
+    .object({ code: z.string(), detail: z.string().max(500), hint: z.string().max(500) })
+    .partial()
   const said = document.safeParse(value).data
-  throw new SluiceError('join.refused', said?.detail ?? `the control plane answers ${status}`, {
+  const code = said?.code === 'identity.revoked' ? said.code : 'join.refused'
+  throw new SluiceError(code, said?.detail ?? `the control plane answers ${status}`, {
     retry: status >= 500 || status === 429 ? 'later' : 'never',
     hint: said?.hint ?? 'Ask for a new token: one is good for one host and a short time.',
   })

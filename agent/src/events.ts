@@ -6,10 +6,15 @@ import type { Log, LogFields } from '@sluice/protocol/process/log'
 import type { AnalysisEvents } from './analysis/pipeline.ts'
 import type { CaptureEvents } from './capture/pipeline.ts'
 import type { LinkEvents } from './control-link.ts'
+import type { PurgeEvents } from './purge.ts'
 
 export type AgentEvents = LinkEvents &
   CaptureEvents &
-  AnalysisEvents & {
+  AnalysisEvents &
+  PurgeEvents & {
+    /** The agent was revoked: it ends its work, and its leases are wiped. */
+    lockedOut(): void
+    authoritiesAdopted(fields: LogFields): void
     started(fields: LogFields): void
     certificateRenewed(notAfterMs: number): void
     renewalFailed(problem: SluiceError): void
@@ -32,6 +37,15 @@ export function createEvents(log: Log): AgentEvents {
     receiptRefused: (obligationId, problem) =>
       log('error', 'receipt.refused', { obligationId, ...saidOf(problem) }),
     watchFailed: (_folder, problem) => log('warning', 'watch.failed', saidOf(problem)),
+
+    purgeOrdered: ({ purgeId, obligationId, everything, jobIds }) =>
+      log('warning', 'purge.ordered', { purgeId, obligationId, everything, jobs: jobIds.length }),
+    purgeIncomplete: ({ purgeId }, attempt, problem) =>
+      log('error', 'purge.incomplete', { purgeId, attempt, code: problem.code }),
+    purged: ({ purgeId, obligationId, found }) =>
+      log('warning', 'purge.done', { purgeId, obligationId, ...found }),
+    lockedOut: () => log('error', 'agent.locked_out'),
+    authoritiesAdopted: (fields) => log('info', 'authorities.adopted', fields),
 
     linkConnected: (build) => log('info', 'link.connected', { build }),
     linkLost: (problem) => log('warning', 'link.lost', saidOf(problem)),

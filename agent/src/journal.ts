@@ -10,6 +10,7 @@ import {
   jobId,
   leaseId,
   obligationId,
+  purgeId,
   receiveKeyId,
   submissionId,
 } from '@sluice/protocol/ids'
@@ -54,8 +55,11 @@ export const submission = z.strictObject({
   sources: z.array(sourceIdentity).min(1),
   source: sourcePolicy,
   moveTo: z.string().optional(),
-  /** `sealing` names the attempt whose spool is thrown away when the process ends before its time. */
-  state: z.enum(['waiting', 'sealing', 'sealed', 'refused']),
+  /**
+   * `sealing` names the attempt whose spool is thrown away when the process ends before its time;
+   * `purged` was dropped by an emergency purge, at whatever step it was.
+   */
+  state: z.enum(['waiting', 'sealing', 'sealed', 'refused', 'purged']),
   /** Of the current sealing attempt; a new attempt has a new one. */
   jobId: jobId.optional(),
   attempts: z.int().nonnegative(),
@@ -132,6 +136,27 @@ export const leaseRecord = z.strictObject({
 })
 export type LeaseRecord = z.infer<typeof leaseRecord>
 
+const count = z.int().nonnegative()
+
+/** An emergency purge, from the moment its order is durable here. */
+export const purgeRecord = z.strictObject({
+  purgeId,
+  obligationId,
+  /** The order as it came, canonical: the receipt names it. */
+  orderSha256: sha256Hex,
+  everything: z.boolean(),
+  /** What it is about, with drafts that only this host knows; emptied once all of it is wiped. */
+  jobIds: z.array(jobId),
+  leaseIds: z.array(leaseId),
+  startedAtMs: instant,
+  state: z.enum(['wiping', 'over']),
+  /** What there was when the order came. */
+  found: z.strictObject({ spools: count, drafts: count, leases: count, results: count }),
+  /** Once it is over: what was looked at, and when. */
+  wipe: z.strictObject({ checked: z.array(z.string()).min(1), wipedAtMs: instant }).optional(),
+})
+export type PurgeRecord = z.infer<typeof purgeRecord>
+
 const journalData = z.strictObject({
   schema: z.literal('sluice-journal/1'),
   /** Whose journal it is; another identity does not go on with it. */
@@ -148,6 +173,20 @@ const journalData = z.strictObject({
   leases: z.record(leaseId, leaseRecord),
   /** Signed receipts that the control plane has not accepted yet, by obligation. */
   receipts: z.record(obligationId, dsseEnvelope),
+  purges: z.record(obligationId, purgeRecord).default({}),
+  /** Jobs whose spool a purge removed together with their record. */
+  purgedJobs: z
+    .record(
+      jobId,
+      z.strictObject({
+        wipedAtMs: instant,
+        /** The control plane may wait for this job's upload: it is to be told that none comes. */
+        abandon: z.boolean(),
+      }),
+    )
+    .default({}),
+  /** When this agent learnt that it was revoked. It does no work from then on. */
+  lockedOutAtMs: instant.optional(),
   /** Files of watched folders that were taken, by path. */
   watched: z.record(z.string(), sourceIdentity),
 })
@@ -163,10 +202,12 @@ export type Journal = {
    * Changes the journal in one durable step; changes run one after the other. `edit` gets a draft,
    * runs without waiting, and by throwing changes nothing.
    *
+   * @param options.urgent Goes before all changes that wait, behind earlier urgent ones: for what
+   * an emergency orders.
    * @returns What `edit` returned, after the new state is on the disk.
    * @throws SluiceError `host.disk_full`; the state is then the old one, in memory and on the disk.
    */
-  change<T>(edit: (draft: JournalData) => T): Promise<T>
+  change<T>(edit: (draft: JournalData) => T, options?: { urgent?: boolean }): Promise<T>
 }
 
 export const journalName = 'journal.json'
@@ -184,7 +225,8 @@ export async function openJournal(
   const file = path.join(stateDir, journalName)
   const low = new Low<JournalData>(fileAdapter(file, effects), emptyJournal())
   await low.read()
-  let last: Promise<unknown> = Promise.resolve()
+  const waiting: { urgent: boolean; run: () => Promise<void> }[] = []
+  let running = false
   /** What readers see: never a draft that a power cut could still take back. */
   let durable = low.data
   let text = JSON.stringify(durable)
@@ -201,15 +243,26 @@ export async function openJournal(
     return value
   }
 
+  async function runWaiting(): Promise<void> {
+    running = true
+    // Behind the caller's own step, as everything that waits.
+    await Promise.resolve()
+    for (let next = waiting.shift(); next; next = waiting.shift()) await next.run()
+    running = false
+  }
+
   return {
     get data() {
       return durable
     },
-    change(edit) {
-      const mine = last.then(() => apply(edit))
-      // The next change waits for this one's end, however it ends; its error belongs to its caller.
-      last = mine.catch(() => {})
-      return mine
+    change(edit, { urgent = false } = {}) {
+      return new Promise((resolve, reject) => {
+        // The next change waits for this one's end, however it ends; its error belongs to its caller.
+        const run = () => apply(edit).then(resolve, reject)
+        const behind = waiting.findLastIndex((each) => each.urgent)
+        waiting.splice(urgent ? behind + 1 : waiting.length, 0, { urgent, run })
+        if (!running) void runWaiting()
+      })
     },
   }
 }
@@ -224,6 +277,8 @@ function emptyJournal(): JournalData {
     lastSeq: 0,
     leases: {},
     receipts: {},
+    purges: {},
+    purgedJobs: {},
     watched: {},
   }
 }

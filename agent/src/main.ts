@@ -20,9 +20,12 @@ import { type AgentConfig, foldersOf } from './config.ts'
 import { type ControlLink, createControlLink } from './control-link.ts'
 import { type RenewableIdentity, keepCertificateFresh, openIdentity } from './enrol.ts'
 import { type AgentEvents, createEvents } from './events.ts'
+import { type LockOut, createLockOut } from './lock-out.ts'
 import { type Journal, openJournal } from './journal.ts'
 import { type LocalRequest, openLocalSocket } from './local-socket.ts'
 import { problemOf } from './problem.ts'
+import { adoptAuthorities } from './adopt-authorities.ts'
+import { type PurgeWork, type Purges, createPurges } from './purge.ts'
 import { createReceiptOutbox } from './receipts.ts'
 import { detectIsolation } from './sandbox.ts'
 import { createObjectReader } from './transfer/download.ts'
@@ -57,6 +60,7 @@ export async function runAgent(options: {
   await claimJournal(journal, identity)
 
   const ending = new AbortController()
+  held.defer(() => ending.abort())
   const stop = AbortSignal.any([signal, ending.signal])
   const authorities = config.storageCaFile && (await readFile(config.storageCaFile, 'utf8'))
   await using client = createObjectClient({
@@ -83,10 +87,17 @@ export async function runAgent(options: {
     signal: stop,
     refused: (id, problem) => events.receiptRefused(id, problem),
   })
-  const parts: Parts = { config, identity, journal, link, events, signal: stop }
+  const lockOut = createLockOut({ journal, link, events })
+  const parts: Parts = { config, identity, journal, link, events, lockOut, signal: stop }
   const shared = { link, journal, identity, receipts, openObject, isolation, events }
 
+  const purgesFor = (work: PurgeWork) =>
+    createPurges({ link, journal, identity, receipts, work, events, signal: stop })
+  adoptAuthorities({ link, identity, events })
+
   await using roles = new AsyncDisposableStack()
+  let purges: Purges
+  let endRole: () => Promise<void>
   if (identity.role === 'gpu') {
     analysis = roles.use(
       await createAnalysis({
@@ -99,6 +110,11 @@ export async function runAgent(options: {
     )
     const running = analysis
     serve = (request, say) => answerNode(parts, running, request, say)
+    endRole = () => running.endForGood()
+    purges = purgesFor(running.purging)
+    // What was ordered before a crash comes before everything else.
+    await purges.recover()
+    if (lockOut.wasLockedOut) return await lockOut.end(endRole)
     link.start()
     analysis.recover()
   } else {
@@ -124,24 +140,42 @@ export async function runAgent(options: {
         progress: (progress) => live.heard(progress),
       }),
     )
+    purges = purgesFor(capture.purging)
+    await purges.recover()
+    endRole = () => roles.disposeAsync()
+    if (lockOut.wasLockedOut) return await lockOut.end(endRole)
     await capture.start()
     serve = (request, say, caller) => answerCapture(parts, { capture, live }, request, say, caller)
     link.start()
     roles.defer(keepTidy(parts, capture, folders.resultsDir))
   }
-  const renewing = keepCertificateFresh({ identity, link, signal: stop, events })
+  const renewing = keepCertificateFresh({
+    identity,
+    link,
+    signal: stop,
+    events,
+    revoked: () => lockOut.learn(),
+  })
 
   events.started({ build, role: identity.role, agentId: identity.agentId, isolation })
   supervisor.ready(`${identity.role} agent ${identity.agentId}`)
   link.onState((state) => supervisor.status(`${state} to ${identity.agentUrl}`))
   await new Promise<void>((done) => {
-    if (signal.aborted) done()
-    else signal.addEventListener('abort', () => done(), { once: true })
+    const over = AbortSignal.any([signal, lockOut.revoked])
+    if (over.aborted) done()
+    else over.addEventListener('abort', () => done(), { once: true })
   })
-  await roles.disposeAsync()
-  ending.abort()
-  receipts.wake()
-  await Promise.all([renewing, receipts.done])
+  try {
+    if (lockOut.revoked.aborted) {
+      supervisor.status('revoked: ending all work')
+      await lockOut.end(endRole)
+    }
+  } finally {
+    await roles.disposeAsync()
+    ending.abort()
+    receipts.wake()
+    await Promise.all([renewing, receipts.done, purges.settled()])
+  }
 }
 
 type Serve = (
@@ -156,6 +190,7 @@ type Parts = {
   journal: Journal
   link: ControlLink
   events: AgentEvents
+  lockOut: LockOut
   signal: AbortSignal
 }
 
@@ -337,7 +372,10 @@ async function answerNode(
   say({ ...statusOf(parts), offer: analysis.offer(), leases: analysis.leases() })
 }
 
-function statusOf({ identity, link, journal, config }: Parts): object {
+/** The newest purges; older ones stand in the log. */
+const purgesShown = 10
+
+function statusOf({ identity, link, journal, config, lockOut }: Parts): object {
   return {
     build,
     role: identity.role,
@@ -345,10 +383,15 @@ function statusOf({ identity, link, journal, config }: Parts): object {
     site: identity.site,
     controlPlane: identity.agentUrl,
     link: link.state,
+    ...(lockOut.revoked.aborted ? { lockedOut: true } : {}),
     ...(link.problem ? { problem: problemOf(link.problem) } : {}),
     certificateUntilAtMs: identity.notAfterMs(),
     isolation: config.isolation,
     swapActive: readSwapFacts().areas.length > 0,
     receiptsOwed: Object.keys(journal.data.receipts).length,
+    purges: Object.values(journal.data.purges)
+      .toSorted((one, other) => other.startedAtMs - one.startedAtMs)
+      .slice(0, purgesShown)
+      .map(({ purgeId, state, found, startedAtMs }) => ({ purgeId, state, found, startedAtMs })),
   }
 }

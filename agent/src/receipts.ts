@@ -5,6 +5,7 @@ import { isSluiceError } from '@sluice/protocol/errors'
 import { backoffMs } from '@sluice/protocol/process/retry'
 import { type Receipt, receiptOf } from '@sluice/protocol/receipt'
 import { type DsseEnvelope, signStatement } from '@sluice/protocol/sealing/dsse'
+import { purgeReceiptPayloadType } from '@sluice/protocol/sealing/verify-purge-receipt'
 import type { ControlLink } from './control-link.ts'
 import type { Identity } from './enrol.ts'
 import type { Journal } from './journal.ts'
@@ -41,7 +42,7 @@ export type ReceiptOutbox = {
 /** Between tries while the control plane, or the disk here, cannot take a receipt. */
 const retry = { minMs: 1000, maxMs: 60_000 }
 
-/** Sends what the journal owes, one at a time, again after every reconnect, until accepted. */
+/** Sends what the journal owes, one at a time and purge receipts first, again after every reconnect, until accepted. */
 export function createReceiptOutbox(options: {
   journal: Journal
   link: Pick<ControlLink, 'request'>
@@ -51,31 +52,55 @@ export function createReceiptOutbox(options: {
   random?: () => number
 }): ReceiptOutbox {
   const { journal, link, signal } = options
-  let woken = Promise.withResolvers<void>()
-  signal.addEventListener('abort', () => woken.resolve(), { once: true })
   /** Refused in this process: kept in the journal, tried again by the next one, or signed anew. */
   const setAside = new Map<string, string>()
+  // Receipts of an emergency wait for no other: they have a lane of their own.
+  const lanes = [createLane(true), createLane(false)]
 
-  /** @returns Whether something is left that may pass later. */
-  async function sendAll(): Promise<boolean> {
-    let left = false
-    for (const [obligationId, receipt] of Object.entries(journal.data.receipts)) {
-      if (signal.aborted) return false
-      if (setAside.get(obligationId) === receipt.payload) continue
-      try {
-        await link.request('receipt', { receipt }, { signal })
-        await settle(obligationId, receipt)
-      } catch (error) {
+  function createLane(urgent: boolean) {
+    let woken = Promise.withResolvers<void>()
+    const wake = () => woken.resolve()
+    signal.addEventListener('abort', wake, { once: true })
+
+    /** @returns Whether something is left that may pass later. */
+    async function sendAll(): Promise<boolean> {
+      let left = false
+      for (const [obligationId, receipt] of Object.entries(journal.data.receipts)) {
         if (signal.aborted) return false
-        if (!isSluiceError(error)) throw error
-        if (error.retry === 'later') left = true
-        else {
-          setAside.set(obligationId, receipt.payload)
-          options.refused(obligationId, error)
+        if ((receipt.payloadType === purgeReceiptPayloadType) !== urgent) continue
+        if (setAside.get(obligationId) === receipt.payload) continue
+        try {
+          await link.request('receipt', { receipt }, { signal, urgent })
+          await settle(obligationId, receipt)
+        } catch (error) {
+          if (signal.aborted) return false
+          if (!isSluiceError(error)) throw error
+          if (error.retry === 'later') left = true
+          else {
+            setAside.set(obligationId, receipt.payload)
+            options.refused(obligationId, error)
+          }
         }
       }
+      return left
     }
-    return left
+
+    async function run(): Promise<void> {
+      for (let failures = 0; !signal.aborted;) {
+        const left = await sendAll()
+        failures = left ? failures + 1 : 0
+        const again = new AbortController()
+        const pause = backoffMs(failures, retry, (options.random ?? Math.random)())
+        const waits = [woken.promise]
+        if (left)
+          waits.push(sleep(pause, undefined, { signal: again.signal }).catch(() => undefined))
+        await Promise.race(waits)
+        again.abort()
+        woken = Promise.withResolvers()
+      }
+    }
+
+    return { wake, done: run() }
   }
 
   /** Forgets what was accepted; one that was signed anew meanwhile is still to be sent. */
@@ -88,19 +113,10 @@ export function createReceiptOutbox(options: {
     })
   }
 
-  async function run(): Promise<void> {
-    for (let failures = 0; !signal.aborted;) {
-      const left = await sendAll()
-      failures = left ? failures + 1 : 0
-      const again = new AbortController()
-      const pause = backoffMs(failures, retry, (options.random ?? Math.random)())
-      const waits = [woken.promise]
-      if (left) waits.push(sleep(pause, undefined, { signal: again.signal }).catch(() => undefined))
-      await Promise.race(waits)
-      again.abort()
-      woken = Promise.withResolvers()
-    }
+  return {
+    wake() {
+      for (const { wake } of lanes) wake()
+    },
+    done: Promise.all(lanes.map(({ done }) => done)).then(() => undefined),
   }
-
-  return { wake: () => woken.resolve(), done: run() }
 }

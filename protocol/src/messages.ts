@@ -214,7 +214,10 @@ export const requests = {
         .max(limits.inventoryEntriesMax),
       /** Leases that are not wiped yet. */
       leases: z.array(leaseRef).max(limits.inventoryEntriesMax),
-      /** Entries of the spool whose names tell no job; on the last page. */
+      /**
+       * On the last page: entries of the spool whose names tell no job; on a node, folders of leases
+       * that it does not know.
+       */
       unnamed: z.int().nonnegative().optional(),
       last: z.boolean(),
     }),

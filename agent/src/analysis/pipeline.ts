@@ -13,6 +13,7 @@ import { sealedHeaderHash } from '@sluice/protocol/sealing/seal'
 import type { CommandOf, ControlLink, RenewedLease } from '../control-link.ts'
 import type { Identity } from '../enrol.ts'
 import type { Journal, LeaseRecord } from '../journal.ts'
+import type { PurgeWork } from '../purge.ts'
 import { signReceipt } from '../receipts.ts'
 import type { ObjectReader } from '../transfer/download.ts'
 import type { AnalyserConfig } from './analyser.ts'
@@ -21,7 +22,7 @@ import { startLeaseChild, type LeaseOutcome } from './lease.ts'
 import type { MediaMount } from './media-mount.ts'
 import { planMemory, probeMounts, type MemoryPlan } from './memory-level.ts'
 import { asProblem } from './problem.ts'
-import { makeTraces, tracesOf, wipeTraces } from './wipe.ts'
+import { leasesOnDisk, makeTraces, tracesOf, wipeTraces } from './wipe.ts'
 
 export type AnalysisOptions = {
   link: Pick<ControlLink, 'request' | 'onCommand' | 'keepLeases' | 'heartbeatNow'>
@@ -69,6 +70,13 @@ export type Analysis = AsyncDisposable & {
   leases(): LeaseRef[]
   /** Begins to wipe, report and confirm what a process before this one left. */
   recover(): void
+  /**
+   * This node may do nothing any more: ends every lease and wipes, however long that takes. Nothing
+   * is reported; the receipts stay in the journal.
+   */
+  endForGood(): Promise<void>
+  /** What an emergency purge takes from this node. */
+  readonly purging: PurgeWork
   /** Ends every lease, wipes, and gives reports a short time to get out. Also `asyncDispose`. */
   stop(): Promise<void>
 }
@@ -88,6 +96,8 @@ type Live = {
   /** Monotonic; renewed by heartbeats. */
   deadlineMs: number | undefined
   timer: NodeJS.Timeout | undefined
+  /** Settled once nothing of it is left, or the agent ended before that. */
+  wiped: PromiseWithResolvers<void>
 }
 
 /**
@@ -109,6 +119,7 @@ export async function createAnalysis(options: AnalysisOptions): Promise<Analysis
   /** Aborted when nothing may be waited for any more. */
   const closing = new AbortController()
   let stopping = false
+  let outForGood = false
 
   function inBackground(task: Promise<void>): void {
     tasks.add(task)
@@ -145,12 +156,14 @@ export async function createAnalysis(options: AnalysisOptions): Promise<Analysis
       end: new AbortController(),
       deadlineMs: undefined,
       timer: undefined,
+      wiped: Promise.withResolvers(),
     }
     live.set(offer.leaseId, lease)
     try {
       await remember(record)
     } catch (error) {
       live.delete(offer.leaseId)
+      lease.wiped.resolve()
       throw error
     }
     inBackground(carry(lease))
@@ -218,13 +231,14 @@ export async function createAnalysis(options: AnalysisOptions): Promise<Analysis
       clearTimeout(bound)
     }
     const wiped = await wipeUntilDone(lease.record, held, child?.process)
+    lease.wiped.resolve()
     if (wiped === undefined) return
     events.leaseWiped(ref, wiped)
     const problem = await report(lease, outcome)
     clearTimeout(lease.timer)
     live.delete(lease.offer.leaseId)
     events.leaseEnded(ref, problem)
-    if (closing.signal.aborted) return // Unreported: the next start does it.
+    if (closing.signal.aborted && !outForGood) return // Unreported: the next start does it.
     await confirmOnceWritable({ ...lease.record, wipe: wiped })
   }
 
@@ -458,7 +472,75 @@ export async function createAnalysis(options: AnalysisOptions): Promise<Analysis
     const restarted = 'The node was restarted during the analysis.'
     const error = new SluiceError('analysis.failed', restarted, { retry: 'later' })
     await reportFailure(refOf(record), asProblem(error))
-    if (!closing.signal.aborted) await confirmOnceWritable({ ...record, wipe: wiped })
+    if (!closing.signal.aborted || outForGood) await confirmOnceWritable({ ...record, wipe: wiped })
+  }
+
+  async function endForGood(): Promise<void> {
+    stopping = true
+    outForGood = true
+    const why = new SluiceError('identity.revoked', 'This node was revoked.')
+    for (const lease of live.values()) endLease(lease, why)
+    await Promise.all([...live.values()].map(({ wiped }) => wiped.promise))
+    const left = Object.values(journal.data.leases).filter(({ state }) => state !== 'over')
+    for (const record of left) await wipeUntilDone(record, record.memoryLevel !== undefined)
+    // Nobody is there to report to: what waits for an answer ends here.
+    closing.abort()
+    while (tasks.size > 0) await Promise.all(tasks)
+  }
+
+  /** The answer to a sweep: leases that are not wiped yet. */
+  async function tellInventory({ sweepId }: CommandOf<'inventory'>): Promise<void> {
+    const held = Object.values(journal.data.leases).filter(({ state }) => state !== 'over')
+    const size = limits.inventoryEntriesMax
+    for (let first = 0; first === 0 || first < held.length; first += size) {
+      const leases = held.slice(first, first + size).map(refOf)
+      const last = first + size >= held.length
+      const strays = last ? await strayLeases() : 0
+      const body = { sweepId, spools: [], leases, last, ...(last ? { unnamed: strays } : {}) }
+      await link.request('inventory.report', body, { signal: closing.signal })
+    }
+  }
+
+  /** Folders of leases that the journal does not know. */
+  async function strayLeases(): Promise<number> {
+    const onDisk = await leasesOnDisk(options.runtimeDirectory)
+    return onDisk.filter((id) => journal.data.leases[id] === undefined).length
+  }
+
+  // ------------------------------------------------------------ purge
+
+  const purging: PurgeWork = {
+    async prepare(order) {
+      const named = new Set(order.jobIds)
+      return (draft) => {
+        const inScope = Object.values(draft.leases).filter(
+          ({ jobId, state }) => state !== 'over' && (order.everything || named.has(jobId)),
+        )
+        for (const record of inScope) record.state = 'wiping'
+        const counts = { spools: 0, drafts: 0, leases: inScope.length, results: 0 }
+        return { counts, jobIds: [], leaseIds: inScope.map(({ leaseId }) => leaseId) }
+      }
+    },
+    async wipe(scope) {
+      const { everything, startedAtMs } = scope
+      const leases = new Set(scope.leaseIds)
+      const jobs = new Set(scope.jobIds)
+      // Also an offer that was just being written down when the order came.
+      const running = [...live.values()].filter(
+        ({ record }) =>
+          leases.has(record.leaseId) ||
+          jobs.has(record.jobId) ||
+          (everything && record.acceptedAtMs < startedAtMs),
+      )
+      for (const lease of running) endLease(lease, lostLease('The job of this lease was purged.'))
+      await Promise.all(running.map(({ wiped }) => wiped.promise))
+      const strays = everything
+        ? (await leasesOnDisk(options.runtimeDirectory)).filter((id) => !live.has(id))
+        : []
+      const ended = new Set([...leases, ...running.map(({ record }) => record.leaseId), ...strays])
+      for (const id of ended) await wipeTraces(tracesOf(options.runtimeDirectory, id))
+      return ['analysers and lease processes ended', 'mounts gone', 'no folder of a lease left']
+    },
   }
 
   async function stop(): Promise<void> {
@@ -473,6 +555,7 @@ export async function createAnalysis(options: AnalysisOptions): Promise<Analysis
 
   link.onCommand('lease.offer', takeOffer)
   link.onCommand('lease.end', takeEnd)
+  link.onCommand('inventory', tellInventory)
   link.keepLeases({ named: () => namedLeases(), renewed })
 
   /** A lease is named from its acceptance on; before, the control plane does not renew it. */
@@ -501,6 +584,8 @@ export async function createAnalysis(options: AnalysisOptions): Promise<Analysis
       )
       for (const record of left) inBackground(recoverLease(record))
     },
+    endForGood,
+    purging,
     stop,
     [Symbol.asyncDispose]: stop,
   }

@@ -1,11 +1,12 @@
 /** Ends everything a lease left on this host, and looks whether it is really gone. */
 import type { ChildProcess } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
-import { mkdir, rm, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, rm, writeFile } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { SluiceError } from '@sluice/protocol/errors'
-import type { LeaseId } from '@sluice/protocol/ids'
+import { type LeaseId, leaseId as leaseIdSchema } from '@sluice/protocol/ids'
+import { isMissing } from '../durable-file.ts'
 import { isMounted, isMountedAnywhere, unmountMedia } from './media-mount.ts'
 
 /** Where a lease leaves traces on this host. None of these ever holds a byte of plaintext on a disk. */
@@ -26,6 +27,17 @@ const quietLooks = 3
 export function tracesOf(runtimeDirectory: string, leaseId: LeaseId): LeaseTraces {
   const folder = path.join(runtimeDirectory, leaseId)
   return { folder, leash: path.join(folder, 'leash'), media: path.join(folder, 'media') }
+}
+
+/** Leases that have a folder on this host, known or not. */
+export async function leasesOnDisk(runtimeDirectory: string): Promise<LeaseId[]> {
+  try {
+    const names = await readdir(runtimeDirectory)
+    return names.flatMap((name) => leaseIdSchema.safeParse(name).data ?? [])
+  } catch (error) {
+    if (isMissing(error)) return []
+    throw error
+  }
 }
 
 /** Makes the lease's folder and its leash; a folder that is there already is an error. */

@@ -6,6 +6,7 @@ import { agentId, type AgentId, jobId, type JobId } from '@sluice/protocol/ids'
 import { analyserName, sha256Hex } from '@sluice/protocol/manifest'
 import { type LeaseRef, leaseRef } from '@sluice/protocol/messages'
 import { z } from 'zod'
+import { isMissing } from '../durable-file.ts'
 import { siblingScript } from '../sandbox.ts'
 import { runChild } from './child.ts'
 
@@ -63,6 +64,23 @@ export async function openResult(
     throw new SluiceError('internal', 'a result was opened but is not there', { cause })
   }
   return resultPath
+}
+
+/** Removes what an opening that did not come to its end left in the results folder. */
+export async function removeUndelivered(resultsDir: string, id: JobId): Promise<void> {
+  const name = path.basename(resultFile(resultsDir, id))
+  for (const each of await readdirIfThere(resultsDir))
+    if (each === name || (each.startsWith(`${name}.`) && each.endsWith('.new')))
+      await unlink(path.join(resultsDir, each))
+}
+
+async function readdirIfThere(folder: string): Promise<string[]> {
+  try {
+    return await readdir(folder)
+  } catch (error) {
+    if (isMissing(error)) return []
+    throw error
+  }
 }
 
 /** Removes results older than `keepDays`; 0 keeps all. */

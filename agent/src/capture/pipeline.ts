@@ -21,13 +21,15 @@ import type { CommandOf, ControlLink } from '../control-link.ts'
 import type { Identity } from '../enrol.ts'
 import type { CaptureJob, Journal, JournalData, Submission } from '../journal.ts'
 import { problemOf } from '../problem.ts'
+import type { PurgeWork } from '../purge.ts'
 import { type ReceiptOutbox, signReceipt } from '../receipts.ts'
 import type { ObjectReader } from '../transfer/download.ts'
 import type { ObjectClient } from '../transfer/object-client.ts'
 import { type Bandwidth, uploadSpool } from '../transfer/upload.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
-import { openResult } from './open-result.ts'
+import { openResult, removeUndelivered } from './open-result.ts'
 import type { Stage } from './present.ts'
+import { purgeSpools, takeFromJournal } from './purge.ts'
 import { type CaptureDuty, nextDuty } from './rules.ts'
 import { type SealedFacts, sealInChild } from './seal.ts'
 import { handleSource, identifySource } from './sources.ts'
@@ -35,9 +37,11 @@ import {
   deleteSealed,
   deleteSpool,
   hasResultSeed,
+  listSpool,
   openSpooledArchive,
   prepareSpool,
   readSpooledEnvelope,
+  spooledBytes,
   spooledJobs,
 } from './spool.ts'
 import { createTurns } from './turns.ts'
@@ -110,6 +114,8 @@ export type Capture = AsyncDisposable & {
   refresh(jobIds: readonly JobId[]): void
   /** Cleans up after a process before this one and begins to work. */
   start(): Promise<void>
+  /** What an emergency purge takes from this host. */
+  readonly purging: PurgeWork
 }
 
 /** A source that keeps failing in ways that may pass is tried this often. */
@@ -127,6 +133,9 @@ const atOnce = 2
 const overKept = 500
 const retry = { minMs: 1000, maxMs: 60_000 }
 
+/** The work on one job in this process. */
+type Carried = { wake: () => void; ending: AbortController; ended: Promise<void> }
+
 export function createCapture(options: CaptureOptions): Capture {
   const { link, journal, identity, spoolDir, resultsDir, events } = options
   const now = options.now ?? Date.now
@@ -135,11 +144,14 @@ export function createCapture(options: CaptureOptions): Capture {
   const { signal } = closing
   const uploads = createTurns(atOnce)
   const openings = createTurns(atOnce)
-  const carried = new Map<JobId, { wake: () => void }>()
+  const carried = new Map<JobId, Carried>()
   const tasks = new Set<Promise<void>>()
   let sealing: Promise<void> | undefined
+  /** The sealing under way, and how it is ended for a purge. */
+  let sealingNow: { jobId: JobId; ending: AbortController; ended: Promise<void> } | undefined
   let wakeSealing = () => {}
   let supplying: Promise<void> | undefined
+  let abandoning: Promise<void> | undefined
 
   signal.addEventListener('abort', () => {
     wakeSealing()
@@ -205,12 +217,7 @@ export function createCapture(options: CaptureOptions): Capture {
   async function keepSealing(): Promise<void> {
     let failures = 0
     while (!signal.aborted) {
-      const next = Object.values(journal.data.submissions)
-        // One at a time: what is still called sealing here ended without a record, on a full disk.
-        .filter((each) => each.state === 'waiting' || each.state === 'sealing')
-        .toSorted(
-          (left, right) => left.attempts - right.attempts || left.createdAtMs - right.createdAtMs,
-        )[0]
+      const next = nextToSeal()
       const woken = new Promise<void>((wake) => (wakeSealing = wake))
       try {
         if (next) {
@@ -229,13 +236,38 @@ export function createCapture(options: CaptureOptions): Capture {
     }
   }
 
+  function nextToSeal(): Submission | undefined {
+    return (
+      Object.values(journal.data.submissions)
+        // One at a time: what is still called sealing here ended without a record, on a full disk.
+        .filter((each) => each.state === 'waiting' || each.state === 'sealing')
+        .toSorted(
+          (left, right) => left.attempts - right.attempts || left.createdAtMs - right.createdAtMs,
+        )[0]
+    )
+  }
+
   /** Seals one submission, or says why it waits by throwing. */
   async function sealNext(submission: Submission): Promise<void> {
     const id = newId(jobId, now())
+    const ending = new AbortController()
+    const { promise: ended, resolve } = Promise.withResolvers<void>()
+    sealingNow = { jobId: id, ending, ended }
+    try {
+      await sealAs(submission, id, ending.signal)
+    } finally {
+      sealingNow = undefined
+      resolve()
+    }
+  }
+
+  async function sealAs(submission: Submission, id: JobId, purged: AbortSignal): Promise<void> {
     const key = await journal.change((draft) => {
       const usable = draft.receiveKeys.findIndex((each) => each.expiresAtMs > now())
       const current = draft.submissions[submission.submissionId]
-      if (usable < 0 || !current) return undefined
+      // A purge may have come first.
+      if (usable < 0 || (current?.state !== 'waiting' && current?.state !== 'sealing'))
+        return undefined
       current.state = 'sealing'
       current.jobId = id
       current.attempts += 1
@@ -243,6 +275,7 @@ export function createCapture(options: CaptureOptions): Capture {
     })
     wantKeys()
     if (!key) {
+      if (journal.data.submissions[submission.submissionId]?.state === 'purged') return
       const none = new SluiceError('spool.no_receive_key', 'no receive key is left to seal to', {
         retry: 'later',
         hint: 'Sealing goes on by itself once the control plane can be reached.',
@@ -265,7 +298,7 @@ export function createCapture(options: CaptureOptions): Capture {
           ffmpeg: options.ffmpeg,
         },
         {
-          signal,
+          signal: AbortSignal.any([signal, purged]),
           progress: (progress) =>
             options.progress({ submissionId: submission.submissionId, jobId: id, ...progress }),
         },
@@ -273,6 +306,8 @@ export function createCapture(options: CaptureOptions): Capture {
       await recordSealed(submission, id, key.receiveKeyId, facts)
     } catch (error) {
       if (!job(id)) await deleteSpool(spoolDir, id)
+      // What a purge has ended is not wanted any more, or it was none of its business and goes again.
+      if (purged.aborted && !signal.aborted) return
       if (signal.aborted || !isSluiceError(error)) throw error
       await recordUnsealed(submission.submissionId, error)
       if (error.retry === 'later') throw error
@@ -304,11 +339,15 @@ export function createCapture(options: CaptureOptions): Capture {
       noResult: false,
       updatedAtMs: now(),
     }
-    await journal.change((draft) => {
-      draft.jobs[id] = sealedJob
+    const wanted = await journal.change((draft) => {
       const current = draft.submissions[submission.submissionId]
-      if (current) current.state = 'sealed'
+      // A purge came in between: its scope holds this draft, and nothing else may know it.
+      if (current?.state !== 'sealing' || current.jobId !== id) return false
+      draft.jobs[id] = sealedJob
+      current.state = 'sealed'
+      return true
     })
+    if (!wanted) return await deleteSpool(spoolDir, id)
     events.sealed(sealedJob)
     carry(id)
   }
@@ -324,7 +363,7 @@ export function createCapture(options: CaptureOptions): Capture {
     problem: SluiceError,
   ): Submission | undefined {
     const current = draft.submissions[which]
-    if (!current) return undefined
+    if (!current || current.state === 'purged') return undefined
     // No room and no key are no fault of the source, and no reason to ever give up.
     const patient = problem.code === 'spool.full' || problem.code === 'host.disk_full'
     const again = problem.retry === 'later' && (patient || current.attempts < sealAttemptsMax)
@@ -347,15 +386,33 @@ export function createCapture(options: CaptureOptions): Capture {
   /** Works a job off in the background, or wakes who does. */
   function carry(id: JobId): void {
     const running = carried.get(id)
+    if (running?.ending.signal.aborted) return inBackground(running.ended.then(() => carry(id)))
     if (running) return running.wake()
-    const entry = { wake: () => {} }
+    const ending = new AbortController()
+    const { promise: ended, resolve } = Promise.withResolvers<void>()
+    const entry: Carried = { wake: () => {}, ending, ended }
     carried.set(id, entry)
-    inBackground(work(id, entry).finally(() => carried.delete(id)))
+    const done = () => {
+      carried.delete(id)
+      resolve()
+    }
+    inBackground(work(id, entry).finally(done))
   }
 
-  async function work(id: JobId, entry: { wake: () => void }): Promise<void> {
+  /** Stops the work on jobs, whatever it is at, and waits until nothing of it runs any more. */
+  async function stopCarrying(ids: readonly JobId[]): Promise<void> {
+    const running = ids.flatMap((id) => carried.get(id) ?? [])
+    for (const { ending, wake } of running) {
+      ending.abort(new SluiceError('channel.closed', 'its job was purged'))
+      wake()
+    }
+    await Promise.all(running.map(({ ended }) => ended))
+  }
+
+  async function work(id: JobId, entry: Carried): Promise<void> {
+    const jobSignal = AbortSignal.any([signal, entry.ending.signal])
     let failures = 0
-    while (!signal.aborted) {
+    while (!jobSignal.aborted) {
       const current = job(id)
       if (!current) return
       const woken = new Promise<void>((wake) => (entry.wake = wake))
@@ -366,13 +423,14 @@ export function createCapture(options: CaptureOptions): Capture {
         continue
       }
       try {
-        await duties[duty](current)
+        await duties[duty](current, jobSignal)
         failures = 0
       } catch (error) {
-        if (signal.aborted) return
+        if (jobSignal.aborted) return
         if (!isSluiceError(error)) throw error
         events.dutyFailed(id, duty, error)
-        if (error.code === 'spool.damaged' && duty === 'upload') await abandon(current, error)
+        if (error.code === 'spool.damaged' && duty === 'upload')
+          await abandon(current, error, jobSignal)
         await noteProblem(id, error)
         const waitMs = backoffMs(failures, retry, random())
         failures += 1
@@ -392,11 +450,15 @@ export function createCapture(options: CaptureOptions): Capture {
     }
   }
 
-  const duties: Record<Exclude<CaptureDuty, 'wait'>, (current: CaptureJob) => Promise<void>> = {
+  const duties: Record<
+    Exclude<CaptureDuty, 'wait'>,
+    (current: CaptureJob, signal: AbortSignal) => Promise<void>
+  > = {
     announce,
-    upload: (current) => uploads.take(() => upload(current), signal),
-    'handle-source-stored': (current) => uploads.take(() => handleWhenStored(current), signal),
-    'fetch-result': (current) => openings.take(() => fetchResult(current), signal),
+    upload: (current, until) => uploads.take(() => upload(current, until), until),
+    'handle-source-stored': (current, until) =>
+      uploads.take(() => handleWhenStored(current, until), until),
+    'fetch-result': (current, until) => openings.take(() => fetchResult(current, until), until),
     'handle-source': handleSources,
     'confirm-delivery': confirmDelivery,
     'delete-spool': deleteSpooled,
@@ -407,7 +469,7 @@ export function createCapture(options: CaptureOptions): Capture {
     finish,
   }
 
-  async function announce(current: CaptureJob): Promise<void> {
+  async function announce(current: CaptureJob, until: AbortSignal): Promise<void> {
     tell(current, 'announce')
     let attachment: Buffer
     try {
@@ -423,7 +485,7 @@ export function createCapture(options: CaptureOptions): Capture {
       const reply = await link.request(
         'job.announce',
         { ...body, sealedHeader, sealedAtMs, source },
-        { attachment, signal },
+        { attachment, signal: until },
       )
       await edit(id, (draft) => {
         draft.step = 'announced'
@@ -454,7 +516,7 @@ export function createCapture(options: CaptureOptions): Capture {
     wakeSealing()
   }
 
-  async function upload(current: CaptureJob): Promise<void> {
+  async function upload(current: CaptureJob, until: AbortSignal): Promise<void> {
     await using archive = await openSpooledArchive(spoolDir, current.jobId)
     const { sealedBytes } = current
     tell(current, 'upload', { done: 0, total: sealedBytes })
@@ -467,7 +529,7 @@ export function createCapture(options: CaptureOptions): Capture {
       partsInParallel: options.partsInParallel,
       ...(options.bandwidth ? { bandwidth: options.bandwidth } : {}),
       progress: (heldBytes) => tell(current, 'upload', { done: heldBytes, total: sealedBytes }),
-      signal,
+      signal: until,
     })
     await edit(current.jobId, (draft) => {
       draft.remoteState = state
@@ -480,18 +542,18 @@ export function createCapture(options: CaptureOptions): Capture {
   }
 
   /** The archive is gone from the spool: the job can never be completed. */
-  async function abandon(current: CaptureJob, why: SluiceError): Promise<void> {
+  async function abandon(current: CaptureJob, why: SluiceError, until: AbortSignal): Promise<void> {
     const body = { jobId: current.jobId, problem: problemOf(why) }
-    const reply = await link.request('job.abandon', body, { signal })
+    const reply = await link.request('job.abandon', body, { signal: until })
     await edit(current.jobId, (draft) => (draft.remoteState = reply.body.state))
   }
 
   /** Reads the whole stored object back before the only other copy may go. */
-  async function handleWhenStored(current: CaptureJob): Promise<void> {
+  async function handleWhenStored(current: CaptureJob, until: AbortSignal): Promise<void> {
     const { jobId: id, sealedBytes } = current
     const grant = async () =>
-      (await link.request('upload.verify', { jobId: id }, { signal })).body.grant
-    const reader = options.openObject({ grant, sealedBytes, signal })
+      (await link.request('upload.verify', { jobId: id }, { signal: until })).body.grant
+    const reader = options.openObject({ grant, sealedBytes, signal: until })
     const digest = createHash('sha256')
     const stepBytes = 8 * 1024 * 1024
     for (let offset = 0; offset < sealedBytes; offset += stepBytes)
@@ -525,12 +587,12 @@ export function createCapture(options: CaptureOptions): Capture {
     })
   }
 
-  async function fetchResult(current: CaptureJob): Promise<void> {
+  async function fetchResult(current: CaptureJob, until: AbortSignal): Promise<void> {
     const { jobId: id } = current
     tell(current, 'result')
     let reply
     try {
-      reply = await link.request('result.fetch', { jobId: id }, { signal })
+      reply = await link.request('result.fetch', { jobId: id }, { signal: until })
     } catch (error) {
       const none = isSluiceError(error, 'result.not_found') || isSluiceError(error, 'job.not_found')
       if (!none) throw error
@@ -551,7 +613,7 @@ export function createCapture(options: CaptureOptions): Capture {
         authorities: identity.authorities(),
         sources: current.sources.map((source) => source.path),
       },
-      signal,
+      until,
     )
     const sealedResultSha256 = createHash('sha256').update(sealedResult).digest('hex')
     await edit(id, (draft) => {
@@ -563,13 +625,13 @@ export function createCapture(options: CaptureOptions): Capture {
     events.resultDelivered(current)
   }
 
-  async function confirmDelivery(current: CaptureJob): Promise<void> {
+  async function confirmDelivery(current: CaptureJob, until: AbortSignal): Promise<void> {
     const { jobId: id, sealedResultSha256 } = current
     if (!sealedResultSha256) throw new SluiceError('internal', 'a delivered result without digest')
     const reply = await link.request(
       'result.delivered',
       { jobId: id, sealedResultSha256 },
-      { signal },
+      { signal: until },
     )
     await edit(id, (draft) => {
       draft.deliveryConfirmed = true
@@ -621,11 +683,16 @@ export function createCapture(options: CaptureOptions): Capture {
   link.onCommand('spool.delete', async (command) => {
     const known = job(command.jobId)
     if (!known) {
+      // A purge may have taken the job from the journal and not yet from everywhere else.
+      await stopCarrying([command.jobId])
       const startedAtMs = now()
       const checked = await deleteSealed(spoolDir, command.jobId)
       await deleteSpool(spoolDir, command.jobId)
+      const purged = journal.data.purgedJobs[command.jobId]
       const receipt = receiptFor(command, command.obligationId, {
-        ...{ startedAtMs, checked, method: 'never-held' },
+        startedAtMs,
+        checked: purged ? ['removed by a purge before', ...checked] : checked,
+        method: purged ? 'unlink' : 'never-held',
       })
       await journal.change((draft) => {
         draft.receipts[command.obligationId] = receipt
@@ -691,15 +758,93 @@ export function createCapture(options: CaptureOptions): Capture {
     }
   }
 
+  /** The control plane need not wait for the upload of what a purge has taken. */
+  async function abandonPurged(): Promise<void> {
+    const left = Object.entries(journal.data.purgedJobs).filter(([, { abandon: owed }]) => owed)
+    for (const [key] of left) {
+      const id = jobId.parse(key)
+      const gone = new SluiceError('spool.damaged', 'its spool was removed by a purge')
+      try {
+        await link.request('job.abandon', { jobId: id, problem: problemOf(gone) }, { signal })
+      } catch (error) {
+        // A job that it never heard of needs no word.
+        if (!isSluiceError(error) || error.retry === 'later') throw error
+      }
+      await journal.change((draft) => {
+        const found = draft.purgedJobs[id]
+        if (found) found.abandon = false
+      })
+    }
+  }
+
+  function wantAbandoned(): void {
+    if (abandoning || link.state !== 'connected') return
+    abandoning = abandonPurged()
+      .catch(ignoreMissedNews)
+      .finally(() => (abandoning = undefined))
+    inBackground(abandoning)
+  }
+
   link.onConnected(() => {
     wantKeys()
     wakeSealing()
+    wantAbandoned()
     inBackground(askStates().catch(ignoreMissedNews))
   })
 
   /** Asked again with the next connection; commands bring the news as well. */
   function ignoreMissedNews(error: unknown): void {
     if (!isSluiceError(error) && !signal.aborted) throw error
+  }
+
+  // ---------------------------------------------------------------- inventory
+
+  /** The answer to a sweep: what really lies in the spool, page by page. */
+  link.onCommand('inventory', async ({ sweepId }) => {
+    const { jobIds, unnamed } = await listSpool(spoolDir)
+    const pages = pagesOf(jobIds)
+    for (const [index, page] of pages.entries()) {
+      const spools: { jobId: JobId; sealedBytes: number }[] = []
+      for (const id of page)
+        spools.push({ jobId: id, sealedBytes: await spooledBytes(spoolDir, id) })
+      const last = index === pages.length - 1
+      const body = { sweepId, spools, leases: [], last, ...(last ? { unnamed } : {}) }
+      await link.request('inventory.report', body, { signal })
+    }
+  })
+
+  // ---------------------------------------------------------------- purge
+
+  const purging: PurgeWork = {
+    async prepare(order) {
+      const folders = await spooledJobs(spoolDir)
+      return (draft, atMs) => {
+        const found = takeFromJournal(draft, order, { folders, atMs })
+        forgetOldest(draft)
+        return found
+      }
+    },
+    async wipe(scope) {
+      const named = new Set(scope.jobIds)
+      const current = sealingNow
+      if (current && named.has(current.jobId)) {
+        current.ending.abort(new SluiceError('channel.closed', 'its job was purged'))
+        await current.ended
+      }
+      // What the journal knows by now came after the order, or was delivered and is named in it.
+      const isLater = (id: JobId) =>
+        !named.has(id) && (job(id) !== undefined || sealingNow?.jobId === id)
+      const folders = scope.everything ? await spooledJobs(spoolDir) : []
+      const ids = [...named, ...folders.filter((id) => !named.has(id) && !isLater(id))]
+      await stopCarrying(ids)
+      for (const id of ids) if (!job(id)?.resultPath) await removeUndelivered(resultsDir, id)
+      const { everything } = scope
+      const checked = await purgeSpools(spoolDir, ids, { everything, isLater })
+      wakeSealing()
+      wantKeys()
+      wantAbandoned()
+      return ['sealing and uploads ended', 'undelivered results removed', ...checked]
+    },
   }
 
   // ---------------------------------------------------------------- start and end
@@ -722,6 +867,7 @@ export function createCapture(options: CaptureOptions): Capture {
   }
 
   return {
+    purging,
     async submit({ files, analyser, source, moveTo, origin }) {
       const relative = files.find((file) => !path.isAbsolute(file))
       if (relative !== undefined)
@@ -761,6 +907,15 @@ export function createCapture(options: CaptureOptions): Capture {
   }
 }
 
+/** At least one page, so that an empty spool is told too. */
+function pagesOf(ids: readonly JobId[]): JobId[][] {
+  const size = limits.inventoryEntriesMax
+  const pages: JobId[][] = [ids.slice(0, size)]
+  for (let first = size; first < ids.length; first += size)
+    pages.push(ids.slice(first, first + size))
+  return pages
+}
+
 /** Keeps the newest of what has ended, and everything that has not. */
 function forgetOldest(draft: JournalData): void {
   const over = Object.values(draft.jobs)
@@ -771,7 +926,7 @@ function forgetOldest(draft: JournalData): void {
     delete draft.submissions[each.submissionId]
   }
   const refused = Object.values(draft.submissions)
-    .filter((each) => each.state === 'refused')
+    .filter((each) => each.state === 'refused' || each.state === 'purged')
     .toSorted((left, right) => right.createdAtMs - left.createdAtMs)
   for (const each of refused.slice(overKept)) delete draft.submissions[each.submissionId]
 }

@@ -18,6 +18,7 @@ export const stages = [
   'over',
   'refused',
   'failed',
+  'purged',
 ] as const
 export const stage = z.enum(stages)
 export type Stage = z.infer<typeof stage>
@@ -47,6 +48,7 @@ export type SubmissionView = z.infer<typeof submissionView>
 /** Where a submission stands, from what is durable. */
 export function stageOf(submission: Submission, job: CaptureJob | undefined): Stage {
   if (submission.state === 'refused') return 'refused'
+  if (submission.state === 'purged' && !job?.resultPath) return 'purged'
   if (!job) return submission.state === 'sealing' ? 'normalise' : 'waiting'
   if (job.step === 'over') return job.resultPath ? 'over' : 'failed'
   if (job.resultPath) return job.spoolGone ? 'over' : 'delete'
@@ -71,7 +73,8 @@ const stageByState: Readonly<Record<JobState, Stage>> = {
 
 /** Whether waiting for a submission makes no more sense: its result is here, or won't be by itself. */
 export function isSettled(view: SubmissionView): boolean {
-  return view.resultPath !== undefined || view.stage === 'refused' || view.stage === 'failed'
+  const { stage: at } = view
+  return view.resultPath !== undefined || at === 'refused' || at === 'failed' || at === 'purged'
 }
 
 /** @returns undefined when the journal does not know the submission (any more). */

@@ -161,11 +161,32 @@ export async function deleteSpool(spoolDir: string, id: JobId): Promise<void> {
 
 /** Jobs that have a folder in the spool. */
 export async function spooledJobs(spoolDir: string): Promise<JobId[]> {
-  const names = await readdir(spoolDir)
-  return names.flatMap((name) => {
-    const parsed = jobId.safeParse(name)
-    return parsed.success ? [parsed.data] : []
-  })
+  return (await listSpool(spoolDir)).jobIds
+}
+
+/** What lies in the spool; a spool that was never made is empty. */
+export async function listSpool(
+  spoolDir: string,
+): Promise<{ jobIds: JobId[]; /** Entries whose names tell no job. */ unnamed: number }> {
+  let names: string[]
+  try {
+    names = await readdir(spoolDir)
+  } catch (error) {
+    if (!isMissing(error)) throw error
+    names = []
+  }
+  const jobIds = names.flatMap((name) => jobId.safeParse(name).data ?? [])
+  return { jobIds, unnamed: names.length - jobIds.length }
+}
+
+/** Size of a job's sealed archive as it lies here; 0 when there is none. */
+export async function spooledBytes(spoolDir: string, id: JobId): Promise<number> {
+  try {
+    return (await lstat(path.join(spoolFolder(spoolDir, id), spoolFiles.archive))).size
+  } catch (error) {
+    if (isMissing(error)) return 0
+    throw error
+  }
 }
 
 async function exists(file: string): Promise<boolean> {

@@ -2,12 +2,15 @@
 import { readFileSync } from 'node:fs'
 import { type Command, Option } from 'commander'
 import { decodeToken } from '@sluice/protocol/api'
+import { isSluiceError } from '@sluice/protocol/errors'
+import { errorLines } from '@sluice/protocol/process/command-line'
 import { configTemplate, redactedConfig } from '@sluice/protocol/process/config'
 import { runDaemon } from '@sluice/protocol/process/lifecycle'
 import { processLog } from '@sluice/protocol/process/log'
 import { readSecretFile } from '@sluice/protocol/process/secret'
 import { agentConfig } from '../config.ts'
-import { print, readLineFromInput } from './output.ts'
+import { lockedOutExitStatus } from '../lock-out.ts'
+import { print, readLineFromInput, remark } from './output.ts'
 import { type PlaceOptions, configOf, withPlace } from './program.ts'
 
 /** Leases are wiped and parts given up within seconds; what is left over goes on at the next start. */
@@ -56,12 +59,19 @@ async function run(options: RunOptions): Promise<void> {
   const log = processLog(config.logLevel)
   // Only this command needs the whole agent; the others start faster without it.
   const { runAgent } = await import('../main.ts')
-  await runDaemon({
-    log,
-    allowSwap: config.allowSwap,
-    graceMs,
-    run: (signal, supervisor) => runAgent({ config, log, signal, supervisor }),
-  })
+  try {
+    await runDaemon({
+      log,
+      allowSwap: config.allowSwap,
+      graceMs,
+      run: (signal, supervisor) => runAgent({ config, log, signal, supervisor }),
+    })
+  } catch (error) {
+    if (!isSluiceError(error, 'identity.revoked')) throw error
+    for (const line of errorLines(error)) remark(line)
+    // An exit status of its own: starting again is of no use, whatever else would be tried anew.
+    process.exitCode = lockedOutExitStatus
+  }
 }
 
 async function joinHost(options: JoinOptions): Promise<void> {

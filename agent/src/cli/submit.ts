@@ -2,11 +2,12 @@
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { type Command, Option } from 'commander'
-import { SluiceError } from '@sluice/protocol/errors'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import { type SubmissionId, jobId, submissionId } from '@sluice/protocol/ids'
 import { z } from 'zod'
 import { type SubmissionView, isSettled, submissionView } from '../capture/present.ts'
 import { foldersOf } from '../config.ts'
+import { openJournal } from '../journal.ts'
 import { type LocalRequest, askAgent } from '../local-socket.ts'
 import { barText, createBoard, instantText, print, remark, sizeText } from './output.ts'
 import { type PlaceOptions, configOf, withPlace } from './program.ts'
@@ -140,6 +141,7 @@ const shownResult = z.object({
 
 function printResult(view: SubmissionView & { result?: unknown }): void {
   const name = view.files.map((file) => path.basename(file)).join(' ')
+  if (view.stage === 'purged') return print(`${name}: purged by security; the file is as it was`)
   if (view.result === undefined) return print(`${name}: ${view.problem?.message ?? 'no result'}`)
   print(`${name}  (job ${view.jobId ?? ''})`)
   for (const { name: medium, output } of shownResult.parse(view.result).media)
@@ -149,7 +151,9 @@ function printResult(view: SubmissionView & { result?: unknown }): void {
 const shownStatus = z.looseObject({ submissions: z.array(submissionView).optional() })
 
 async function status(options: PlaceOptions & { json?: true }): Promise<void> {
-  const [line] = await ask(options, { type: 'status' })
+  const [line] = await ask(options, { type: 'status' }).catch((error: unknown) =>
+    explainSilence(options, error),
+  )
   if (options.json) return print(JSON.stringify(line))
   const { submissions, ...facts } = shownStatus.parse(line)
   for (const [key, value] of Object.entries(facts))
@@ -160,6 +164,18 @@ async function status(options: PlaceOptions & { json?: true }): Promise<void> {
     if (view.problem) print(`  ${view.problem.message} (${view.problem.code})`)
     if (view.expiresAtMs !== undefined) print(`  kept until ${instantText(view.expiresAtMs)}`)
   }
+}
+
+/** An agent that was revoked does not run any more: its journal says so. */
+async function explainSilence(options: PlaceOptions, error: unknown): Promise<never> {
+  if (!isSluiceError(error, 'agent.unreachable')) throw error
+  const { stateDir } = await configOf(options)
+  const { lockedOutAtMs } = (await openJournal(stateDir)).data
+  if (lockedOutAtMs === undefined) throw error
+  const since = instantText(lockedOutAtMs)
+  throw new SluiceError('identity.revoked', `this agent was revoked; it ended at ${since}`, {
+    hint: 'Ask security. Its sealed spools are kept; the host joins again with an empty state directory.',
+  })
 }
 
 function factText(key: string, value: unknown): string {
