@@ -89,6 +89,18 @@ export const controlPlaneConfig = z
         }),
       })
       .prefault({}),
+    sweep: z
+      .strictObject({
+        everyHours: z.int().min(1).max(720).default(24).meta({
+          env: 'SLUICE_SWEEP_EVERY_HOURS',
+          description: 'How often what there is is compared with what there should be, in hours.',
+        }),
+        graceHours: z.int().min(1).max(720).default(72).meta({
+          env: 'SLUICE_SWEEP_GRACE_HOURS',
+          description: 'How long an orphan rests in quarantine before it is deleted, in hours.',
+        }),
+      })
+      .prefault({}),
     allowSwap: z.boolean().default(false).meta({
       env: 'SLUICE_ALLOW_SWAP',
       description: 'Start although swap is on; keys may then reach a disk.',

@@ -15,6 +15,8 @@ export type DataDirectory = {
   epoch: string
   /** Objects of the directory store. */
   objects: string
+  /** Only takes room, to be freed for a purge when the disk is full. */
+  reserve: string
   /** Locked by the one control plane that runs here. */
   lock: string
   /** The owner's own door to the control plane, a Unix socket. */
@@ -34,6 +36,7 @@ export function dataDirectoryAt(root: string): DataDirectory {
     evidence: join(root, 'evidence'),
     epoch: join(root, 'epoch'),
     objects: join(root, 'objects'),
+    reserve: join(root, 'reserve'),
     lock: join(root, 'lock'),
     adminSocket: join(root, 'admin.sock'),
     listeners: join(root, 'listeners.json'),

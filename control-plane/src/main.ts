@@ -5,7 +5,7 @@ import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { AgentId } from '@sluice/protocol/ids'
 import type { Log } from '@sluice/protocol/process/log'
 import { purgeReceiptPayloadType } from '@sluice/protocol/sealing/verify-purge-receipt'
-import { expireApproval } from './access/approvals.ts'
+import { type Executors, expireApproval } from './access/approvals.ts'
 import { openAuthority } from './access/authority.ts'
 import { renewCertificate } from './access/join.ts'
 import { type AccessDeps, accessRoutes, adminRoutes } from './access/routes.ts'
@@ -22,6 +22,7 @@ import { isWriteFailure } from './database/write-failure.ts'
 import { createObligationEngine } from './deletion/engine.ts'
 import { openEvidence } from './deletion/evidence.ts'
 import { acceptReceipt } from './deletion/receipts.ts'
+import { writeOff } from './deletion/write-off.ts'
 import { createEvents } from './events.ts'
 import { createFleet } from './fleet/fleet.ts'
 import { problemOf } from './fleet/problem.ts'
@@ -218,7 +219,9 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       'purge.begin': beginApproved(purgeDeps),
       ...principalExecutors,
       'hold.lift': (tx, approved) => liftHold(jobDeps, tx, approved),
-    },
+      'job.write-off': (tx, approved) => writeOff({ ...jobDeps, evidence }, tx, approved),
+      // Complete: what two people may agree to, somebody carries out.
+    } satisfies Executors,
   }
   const status = () =>
     statusOf(

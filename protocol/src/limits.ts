@@ -60,6 +60,14 @@ export const limits = {
   pendingBytesMax: 16 * MiB,
   /** Job ids in one purge order: 80 KB of a message; larger scopes are several orders. */
   purgeJobsPerCommandMax: 2000,
+  /** Jobs whose own events and orders are written in one transaction after a purge began. */
+  purgePageJobs: 500,
+  /** Events of single jobs in the transaction that locks a scope; its own event covers them all. */
+  purgeEventsAtOnceMax: 500,
+  /** Kept on the disk, to be freed for a purge when the disk is full. */
+  purgeReserveBytes: 64 * MiB,
+  /** Jobs that one person may purge, unless configured. */
+  purgeAloneJobsMaxDefault: 100,
   /** Spools, and leases, in one page of an inventory. */
   inventoryEntriesMax: 1000,
   /** Frames of a link that are read, evenly and at once; faster ones wait in the network. */
@@ -136,6 +144,8 @@ export const limits = {
   obligationRetryMsMax: 10 * minute,
   /** A duty that is not settled by then is alarmed; it stays. */
   obligationOverdueMs: 24 * hour,
+  /** A holder that two people gave up on is still reminded, in case it comes back. */
+  writtenOffReminderMs: 24 * hour,
   /** Duties worked on at the same time. */
   obligationsInFlightMax: 16,
   /** A node wipes a finished lease by itself; only after this long it is told to. */
@@ -145,6 +155,12 @@ export const limits = {
   approvalMsMax: 24 * hour,
   /** Open approvals of one person: who asks for everything at once asks for nothing. */
   approvalsOpenMax: 100,
+
+  // Sweep
+  /** Jobs, or keys of a store, that are compared at once. */
+  sweepPageEntries: 1000,
+  /** How long agents may take to tell what lies on their hosts. */
+  inventoryAnswerMs: 5 * minute,
 
   // HTTP API
   requestBodyBytesMax: 64 * KiB,

@@ -164,6 +164,18 @@ export const routeRules: readonly RouteRule[] = [
     about: 'Ends a job and deletes every copy and key.',
   },
   {
+    method: 'POST',
+    path: '/v1/jobs/:id/write-off',
+    may: ['security'],
+    about: 'Asks for the second person who gives up on holders that never came back.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/jobs/:id/write-off',
+    may: everyone,
+    about: 'The report of a job that was written off; it is no certificate.',
+  },
+  {
     method: 'GET',
     path: '/v1/jobs/:id/result',
     may: ['operator'],

@@ -8,6 +8,7 @@ import { addAgentCommands } from './fleet.ts'
 import { addJobCommands } from './jobs.ts'
 import { addPurgeCommands } from './purge.ts'
 import { addServeCommands } from './serve.ts'
+import { addSweepCommands } from './sweep.ts'
 import { addTokenCommands } from './tokens.ts'
 import { addVerifyCommand } from './verify.ts'
 
@@ -36,6 +37,7 @@ export function sluiceProgram(): Command {
   addApprovalCommands(program)
   addAuditCommands(program)
   addVerifyCommand(program)
+  addSweepCommands(program)
   addDoctorCommand(program)
   for (const command of everyCommand(program)) command.exitOverride()
   return program

@@ -1,5 +1,5 @@
 /** Remembers agents and the commands they are owed. */
-import { and, asc, eq, gt, inArray, isNull, type SQL } from 'drizzle-orm'
+import { and, asc, eq, gt, inArray, isNull, type SQL, sql as raw } from 'drizzle-orm'
 import { type AgentId, type CommandId, commandId } from '@sluice/protocol/ids'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
@@ -47,6 +47,54 @@ export async function enqueueCommand(
   })
   tx.afterCommit(() => changes.emit('command', order.agentId))
   return id
+}
+
+/** One of many orders: its id is the caller's, so that duties may name it. */
+export type BulkOrder = { id: CommandId; agentId: AgentId; lane: Lane; command: Command }
+
+/**
+ * As `enqueueCommand` for thousands of orders at once, in their order for each agent; it withdraws
+ * nothing.
+ */
+export function enqueueCommands(
+  tx: Transaction,
+  orders: readonly BulkOrder[],
+  atMs: number,
+  changes: Changes,
+): void {
+  const counts = new Map<AgentId, number>()
+  for (const { agentId } of orders) counts.set(agentId, (counts.get(agentId) ?? 0) + 1)
+  const given = tx.sql.all<{ id: AgentId; lastSeq: number }>(
+    raw`UPDATE agents SET last_seq = last_seq + given.value FROM json_each(${JSON.stringify(Object.fromEntries(counts))}) AS given
+      WHERE agents.id = given.key RETURNING agents.id AS id, last_seq AS "lastSeq"`,
+  )
+  const next = new Map(given.map(({ id, lastSeq }) => [id, lastSeq - (counts.get(id) ?? 0)]))
+  const rows = orders.map((order) => {
+    const seq = (next.get(order.agentId) ?? 0) + 1
+    next.set(order.agentId, seq)
+    return [order.id, order.agentId, seq, order.lane, JSON.stringify(order.command)]
+  })
+  tx.sql.run(
+    raw`INSERT INTO commands (id, agent_id, seq, lane, body, created_at_ms)
+      SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ${atMs}
+      FROM json_each(${JSON.stringify(rows)})`,
+  )
+  tx.afterCommit(() => {
+    for (const agentId of counts.keys()) changes.emit('command', agentId)
+  })
+}
+
+/** Whether a command was given, and neither acknowledged nor withdrawn since. */
+export async function isOpenCommand(sql: Queries, id: CommandId): Promise<boolean> {
+  const row = await sql.query.commands.findFirst({
+    columns: { ackedAtMs: true, cancelledAtMs: true },
+    where: eq(commands.id, id),
+  })
+  return row !== undefined && row.ackedAtMs === null && row.cancelledAtMs === null
+}
+
+export async function commandById(sql: Queries, id: CommandId): Promise<CommandRow | undefined> {
+  return sql.query.commands.findFirst({ where: eq(commands.id, id) })
 }
 
 /** Withdraws commands that were not acknowledged yet; they are never sent again. */

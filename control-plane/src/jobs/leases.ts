@@ -387,7 +387,7 @@ export async function closeLease(
       atMs,
       command: wipeCommand({
         job,
-        lease: { ...lease, endedAtMs: atMs, endReason: reason },
+        lease: { ...lease, endReason: reason },
         wipe,
       }),
     },

@@ -229,6 +229,12 @@ const rows: Row[] = [
     ['hono', 'drizzle-orm', '@peculiar/x509', 'reflect-metadata'],
     'a job leans on keys, storage, fleet and deletion',
   ),
+  feature(
+    'sweep',
+    ['access', 'alerts', 'audit', 'deletion', 'fleet', 'jobs', 'keys', 'storage'],
+    ['hono', 'drizzle-orm'],
+    'a sweep compares every place with every row',
+  ),
   feature('keys', ['audit'], ['drizzle-orm'], 'keys are wrapped and destroyed without knowing why'),
   feature(
     'storage',
@@ -238,9 +244,15 @@ const rows: Row[] = [
   ),
   feature(
     'deletion',
-    ['access', 'audit', 'fleet', 'jobs', 'keys', 'storage'],
+    ['access', 'alerts', 'audit', 'fleet', 'jobs', 'keys', 'storage'],
     ['hono', 'drizzle-orm', '@peculiar/x509', 'reflect-metadata'],
     'deletion reaches every holder',
+  ),
+  feature(
+    'purge',
+    ['access', 'alerts', 'audit', 'deletion', 'fleet', 'keys'],
+    ['hono', 'drizzle-orm'],
+    'a purge decides what is destroyed; deletion destroys it',
   ),
   {
     files: ['control-plane/src/*.ts'],

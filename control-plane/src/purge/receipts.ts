@@ -1,0 +1,122 @@
+/** Takes in purge receipts: each for exactly the order its agent was given. */
+import { createHash, createPublicKey } from 'node:crypto'
+import { canonicalJson } from '@sluice/protocol/canonical'
+import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
+import { type AgentId, type ObligationId, purgeId } from '@sluice/protocol/ids'
+import { purgeReceiptStatement } from '@sluice/protocol/purge-receipt'
+import { type DsseEnvelope, keyIdOf } from '@sluice/protocol/sealing/dsse'
+import { orderSha256Of, verifyPurgeReceipt } from '@sluice/protocol/sealing/verify-purge-receipt'
+import { appendAudit } from '../audit/store.ts'
+import type { Changes } from '../changes.ts'
+import type { Database, Transaction } from '../database/database.ts'
+import { signerNow } from '../deletion/signer.ts'
+import { addReceipt, markDone, obligationById, receiptOfObligation } from '../deletion/store.ts'
+import { commandById } from '../fleet/store.ts'
+import { lookNow } from './store.ts'
+
+type Parts = { database: Database; changes: Changes; now: () => number }
+
+/**
+ * Takes in an agent's purge receipt, durable together with the settled duty. The same again is
+ * accepted again.
+ *
+ * @param agentId Whom the link is authenticated as.
+ * @throws SluiceError `evidence.untrusted`, `evidence.not_canonical`, `evidence.invalid`;
+ * `request.not_found` for a duty that nobody owes.
+ */
+export async function acceptPurgeReceipt(
+  parts: Parts,
+  agentId: AgentId,
+  envelope: DsseEnvelope,
+): Promise<void> {
+  try {
+    await parts.database.write((tx) => accept(parts, tx, { agentId, envelope }))
+  } catch (error) {
+    if (isSluiceError(error) && error.code !== 'host.disk_full')
+      await recordRefusal(parts, agentId, error)
+    throw error
+  }
+}
+
+async function accept(
+  parts: Parts,
+  tx: Transaction,
+  sent: { agentId: AgentId; envelope: DsseEnvelope },
+): Promise<void> {
+  const { agentId, envelope } = sent
+  const atMs = parts.now()
+  const signer = await signerNow(tx.sql, agentId, atMs)
+  const duty = await obligationById(tx.sql, claimedObligation(envelope))
+  if (duty?.kind !== 'purge.agent' || duty.agentId !== agentId || duty.commandId === null)
+    throw new SluiceError('request.not_found', 'this agent owes no such confirmation')
+  const order = (await commandById(tx.sql, duty.commandId))?.body
+  if (order?.type !== 'purge')
+    throw new SluiceError('evidence.invalid', 'the order of this duty is no purge')
+  const key = createPublicKey({ key: signer.publicKey, format: 'der', type: 'spki' })
+  const receipt = verifyPurgeReceipt(envelope, {
+    publicKey: key,
+    agentId,
+    purgeId: purgeId.parse(duty.subjectId),
+    obligationId: duty.id,
+    everything: order.everything,
+    orderSha256: orderSha256Of(order),
+  })
+  if (await receiptOfObligation(tx.sql, duty.id)) return
+  await addReceipt(tx, {
+    obligationId: duty.id,
+    jobId: null,
+    envelope: canonicalJson(envelope),
+    payloadSha256: createHash('sha256')
+      .update(Buffer.from(envelope.payload, 'base64'))
+      .digest('hex'),
+    signerKeyId: keyIdOf(key),
+    signerPublicKey: signer.publicKey,
+    signerNotBeforeMs: signer.notBeforeMs,
+    signerNotAfterMs: signer.notAfterMs,
+    // A clock that was set back must not make a confirmation older than its order or its signer.
+    receivedAtMs: Math.max(atMs, duty.createdAtMs, signer.notBeforeMs),
+  })
+  await markDone(tx, duty.id, atMs)
+  const { spoolsWiped, draftsWiped, leasesEnded, resultsWiped } = receipt
+  await appendAudit(tx, {
+    atMs,
+    type: 'receipt.accepted',
+    actor: { kind: 'agent', id: agentId },
+    site: duty.site,
+    agentId,
+    detail: {
+      obligation: 'purge.agent',
+      obligationId: duty.id,
+      purgeId: receipt.purgeId,
+      ...{ spoolsWiped, draftsWiped, leasesEnded, resultsWiped },
+    },
+  })
+  await lookNow(tx, receipt.purgeId, atMs, parts.changes)
+}
+
+/** Read before it is verified, only to find what it must be compared with. */
+function claimedObligation(envelope: DsseEnvelope): ObligationId {
+  let statement: unknown
+  try {
+    statement = JSON.parse(Buffer.from(envelope.payload, 'base64').toString('utf8'))
+  } catch (cause) {
+    throw new SluiceError('evidence.not_canonical', 'a purge receipt is not JSON', { cause })
+  }
+  const parsed = purgeReceiptStatement.safeParse(statement)
+  if (!parsed.success)
+    throw new SluiceError('evidence.invalid', 'this is no purge receipt', { cause: parsed.error })
+  return parsed.data.predicate.obligationId
+}
+
+async function recordRefusal(parts: Parts, agentId: AgentId, error: SluiceError): Promise<void> {
+  await parts.database.write((tx) =>
+    appendAudit(tx, {
+      atMs: parts.now(),
+      type: 'receipt.refused',
+      actor: { kind: 'agent', id: agentId },
+      site: '*',
+      agentId,
+      detail: { code: error.code, reason: error.message },
+    }),
+  )
+}
