@@ -33,6 +33,7 @@ export type Approved<K extends Kind> = {
   approvalId: ApprovalId
   operation: OperationOf<K>
   askedBy: PrincipalId
+  askedAtMs: number
   approvedBy: PrincipalId
   reason: string
   atMs: number
@@ -215,6 +216,7 @@ async function agree(
   await carryOut(deps.executors, tx, given.operation, {
     approvalId: given.id,
     askedBy: given.askedBy,
+    askedAtMs: given.askedAtMs,
     approvedBy: given.decidedBy,
     reason: given.reason,
     atMs: given.decidedAtMs,

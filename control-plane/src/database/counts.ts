@@ -17,7 +17,13 @@ export function countEverything(database: Database, nowMs: number) {
     const [overdue] = await sql
       .select({ duties: count() })
       .from(obligations)
-      .where(and(eq(obligations.state, 'due'), lt(obligations.deadlineAtMs, nowMs)))
+      .where(
+        and(
+          eq(obligations.state, 'due'),
+          lt(obligations.deadlineAtMs, nowMs),
+          isNull(obligations.writtenOffAtMs),
+        ),
+      )
     const [known] = await sql
       .select({ agents: count() })
       .from(agents)

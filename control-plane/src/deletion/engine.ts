@@ -309,7 +309,7 @@ async function remindNode({ parts, obligation, job }: Due): Promise<Outcome> {
     const order = { agentId: lease.nodeId, lane: 'control', command, atMs: now() } as const
     await setCommand(tx, obligation.id, await enqueueCommand(tx, order, changes))
   })
-  return { waitMs: retryDelayMs(obligation.attempts + reminderAttempts, random()) }
+  return { waitMs: reminderMs(obligation, random()) }
 }
 
 async function remindCaptureHost({ parts, obligation, job }: Due): Promise<Outcome> {
@@ -325,11 +325,16 @@ async function remindCaptureHost({ parts, obligation, job }: Due): Promise<Outco
     const order = { agentId: job.captureAgentId, lane: 'control', command, atMs: now() } as const
     await setCommand(tx, obligation.id, await enqueueCommand(tx, order, changes))
   })
-  return { waitMs: retryDelayMs(obligation.attempts + reminderAttempts, random()) }
+  return { waitMs: reminderMs(obligation, random()) }
 }
 
 /** Reminders begin at half a minute: a holder that is there answers much sooner by itself. */
 const reminderAttempts = 5
+
+function reminderMs({ attempts, writtenOffAtMs }: Obligation, random: number): number {
+  if (writtenOffAtMs !== null) return limits.writtenOffReminderMs
+  return retryDelayMs(attempts + reminderAttempts, random)
+}
 
 async function deleteFromStore({ parts, obligation, job }: Due): Promise<Outcome> {
   const { database, store, turns, now } = parts

@@ -1,4 +1,5 @@
 /** Decides when an owed deletion is tried again, when it is overdue, and when a job is proven gone. */
+import type { JobState } from '@sluice/protocol/job'
 import { limits } from '@sluice/protocol/limits'
 import type { HolderKind } from '@sluice/protocol/receipt'
 import type { obligations, ObligationKind } from '../database/schema.ts'
@@ -75,4 +76,29 @@ export function missingForCertificate(
       missing.push({ kind: 'lease.wipe', obligationId: null, reason: `never recorded: ${leaseId}` })
   }
   return missing
+}
+
+/**
+ * Why a job cannot be written off, or undefined when it can: only what agents owe is open, and each
+ * of them is beyond its deadline or may not confirm any more. What the control plane owes itself
+ * (key, objects, result) is never written off.
+ *
+ * @param job.open Duties of holders that are not done.
+ * @param job.gone Agents that are revoked or whose identity has expired.
+ */
+export function writeOffProblem(job: {
+  state: JobState
+  open: readonly Obligation[]
+  gone: ReadonlySet<string>
+  atMs: number
+}): string | undefined {
+  const { state, open, gone, atMs } = job
+  if (state !== 'deleting') return `it is ${state}, not being deleted`
+  if (open.length === 0) return 'every holder has confirmed'
+  const own = open.find(({ kind }) => kind !== 'spool.delete' && kind !== 'lease.wipe')
+  if (own) return `${own.kind} is still owed by the control plane itself`
+  const hopeful = open.find(
+    ({ agentId, deadlineAtMs }) => deadlineAtMs > atMs && (agentId === null || !gone.has(agentId)),
+  )
+  return hopeful && `${hopeful.kind} still has time`
 }

@@ -17,6 +17,7 @@ import type { Queries, Transaction } from '../database/database.ts'
 import {
   agents,
   certificates,
+  evidenceDocuments,
   jobKeys,
   type JobObligationKind,
   jobs,
@@ -140,6 +141,19 @@ export async function bringForward(
   tx.afterCommit(() => changes.emit('obligation'))
 }
 
+/** Lets the engine look at once at what is due about a subject. */
+export async function bringSubjectForward(
+  tx: Transaction,
+  which: { subjectId: string; atMs: number },
+  changes: Changes,
+): Promise<void> {
+  await tx.sql
+    .update(obligations)
+    .set({ nextTryAtMs: which.atMs })
+    .where(and(eq(obligations.subjectId, which.subjectId), eq(obligations.state, 'due')))
+  tx.afterCommit(() => changes.emit('obligation'))
+}
+
 /**
  * Settles a job's open duties of these kinds without a receipt: they lost their point. Only for
  * kinds that no holder signs for.
@@ -224,6 +238,7 @@ export async function takeOverdue(tx: Transaction, nowMs: number): Promise<Oblig
         eq(obligations.state, 'due'),
         lte(obligations.deadlineAtMs, nowMs),
         isNull(obligations.alarmedAtMs),
+        isNull(obligations.writtenOffAtMs),
       ),
     )
     .returning()
@@ -248,6 +263,34 @@ export async function recordTry(
       lastError: failed.problem?.message.slice(0, limits.errorTextCharsMax) ?? null,
     })
     .where(and(eq(obligations.id, failed.id), ne(obligations.state, 'done')))
+}
+
+/** Marks duties as given up. They stay due, at long intervals. */
+export async function markWrittenOff(
+  tx: Transaction,
+  which: { ids: readonly ObligationId[]; atMs: number },
+): Promise<void> {
+  await tx.sql
+    .update(obligations)
+    .set({
+      writtenOffAtMs: which.atMs,
+      nextTryAtMs: which.atMs + limits.writtenOffReminderMs,
+    })
+    .where(and(inArray(obligations.id, [...which.ids]), ne(obligations.state, 'done')))
+}
+
+/** A job that was written off gets no certificate: the duty to write one has lost its point. */
+export async function settleCertificate(tx: Transaction, job: JobId, atMs: number): Promise<void> {
+  await tx.sql
+    .update(obligations)
+    .set({ state: 'done', doneAtMs: atMs })
+    .where(
+      and(
+        eq(obligations.jobId, job),
+        eq(obligations.kind, 'certificate.issue'),
+        ne(obligations.state, 'done'),
+      ),
+    )
 }
 
 /** Writes down the order that asks an agent for a duty, so that one can see how far it came. */
@@ -373,7 +416,31 @@ export async function clearResult(tx: Transaction, job: JobId): Promise<void> {
   await tx.sql.update(results).set({ sealed: null }).where(eq(results.jobId, job))
 }
 
-// ---------------------------------------------------------------- certificates
+// ---------------------------------------------------------------- certificates and reports
+
+/** What tells of an agent that does not answer. */
+export async function agentFacts(sql: Queries, id: AgentId) {
+  return sql.query.agents.findFirst({
+    columns: { id: true, lastSeenAtMs: true, revokedAtMs: true, certificateExpiresAtMs: true },
+    where: eq(agents.id, id),
+  })
+}
+
+export async function addEvidenceDocument(
+  tx: Transaction,
+  document: typeof evidenceDocuments.$inferInsert,
+): Promise<void> {
+  await tx.sql.insert(evidenceDocuments).values(document)
+}
+
+/** The report of a job that was written off, byte for byte as it was signed. */
+export async function writeOffText(sql: Queries, job: JobId): Promise<string | undefined> {
+  const row = await sql.query.evidenceDocuments.findFirst({
+    columns: { envelope: true },
+    where: and(eq(evidenceDocuments.subjectId, job), eq(evidenceDocuments.kind, 'write-off')),
+  })
+  return row?.envelope
+}
 
 export async function addCertificate(
   tx: Transaction,

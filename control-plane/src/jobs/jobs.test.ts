@@ -3,7 +3,15 @@ import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
-import { type AgentId, type JobId, jobId, leaseId, receiveKeyId } from '@sluice/protocol/ids'
+import {
+  type AgentId,
+  approvalId,
+  type JobId,
+  jobId,
+  leaseId,
+  principalId,
+  receiveKeyId,
+} from '@sluice/protocol/ids'
 import { mayBecome } from '@sluice/protocol/job'
 import { limits } from '@sluice/protocol/limits'
 import type {
@@ -33,6 +41,7 @@ import { unlessDecided } from './deps.ts'
 import { dispatchOnce } from './dispatch.ts'
 import { abortUploadsOf, holdJobsOf, releaseJob } from './hold.ts'
 import { createLeaseTimes } from './lease-times.ts'
+import { holdJob, liftHold } from './legal-hold.ts'
 import { renewLeases } from './leases.ts'
 import { answerRequest } from './requests.ts'
 import { retryJob } from './retry.ts'
@@ -865,6 +874,8 @@ describe('whatever happens in whatever order', () => {
       'abandon',
       'hold',
       'release',
+      'legal hold',
+      'lift',
       'expire',
       'delete',
     ] as const
@@ -944,6 +955,12 @@ describe('whatever happens in whatever order', () => {
               ),
             )
             break
+          case 'legal hold':
+            await attempt(holdJob(deps, { jobId: id, principalId: someone, reason: 'a case' }))
+            break
+          case 'lift':
+            await attempt(lifted(id))
+            break
           case 'release':
             await attempt(releaseJob(deps, { jobId: id, actor: operator }))
             break
@@ -957,6 +974,8 @@ describe('whatever happens in whatever order', () => {
         const job = await jobNow(id)
         const leases = await ground.database.read((sql) => leasesOfJob(sql, id))
         const open = leases.filter((lease) => lease.endedAtMs === null)
+        if (job.heldAtMs !== null)
+          assert.ok(job.state === 'frozen' || job.state === 'lost', `a held job rests, ${where}`)
         assert.ok(job.fence >= fence, `the fence never falls, ${where}`)
         assert.ok(open.length <= 1, `at most one lease holds, ${where}`)
         assert.equal(
@@ -978,6 +997,7 @@ describe('whatever happens in whatever order', () => {
         fence = job.fence
       }
       // The next script starts with free nodes.
+      await attempt(lifted(id))
       await attempt(deleteJob(deps, { jobId: id, actor: operator }))
       for (const ref of refs)
         await ground.database.write((tx) => markLeaseWiped(tx, ref.leaseId, ground.now()))
@@ -985,6 +1005,20 @@ describe('whatever happens in whatever order', () => {
     }
     assert.equal((await verifyAudit(ground.database)).whole, true)
   })
+
+  const someone = newId(principalId, 1)
+  const lifted = (id: JobId) =>
+    ground.database.write((tx) =>
+      liftHold(deps, tx, {
+        approvalId: newId(approvalId, ground.now()),
+        operation: { kind: 'hold.lift', jobId: id },
+        askedBy: someone,
+        askedAtMs: ground.now(),
+        approvedBy: newId(principalId, 2),
+        reason: 'closed',
+        atMs: ground.now(),
+      }),
+    )
 
   /** 5 to 30 events by a small generator (mulberry32), the same ones for a seed every time. */
   function scriptOf<T>(choices: readonly T[], seed: number): T[] {

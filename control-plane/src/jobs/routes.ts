@@ -12,7 +12,8 @@ import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
 import { approvalById } from '../access/store.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
-import { obligationsOfJob } from '../deletion/store.ts'
+import { obligationsOfJob, writeOffText } from '../deletion/store.ts'
+import { askWriteOff } from '../deletion/write-off.ts'
 import { presentFields } from '../present-fields.ts'
 import { deleteJob } from './delete.ts'
 import type { JobDeps } from './deps.ts'
@@ -107,6 +108,21 @@ export function jobRoutes(deps: JobDeps) {
     return c.json(viewOfJob(await deleteJob(deps, { jobId: job.id, actor: actorOf(c) })), 202)
   })
 
+  routes.post('/v1/jobs/:id/write-off', async (c) => {
+    const { reason } = await readBody(c.req.raw, reasonRequest)
+    const access = c.get('access')
+    const job = await reachable(access, c.req.param('id'))
+    return asked(c, await askWriteOff(deps, { jobId: job.id, access, reason }))
+  })
+
+  routes.get('/v1/jobs/:id/write-off', async (c) => {
+    const job = await reachable(c.get('access'), c.req.param('id'))
+    const text = await database.read((sql) => writeOffText(sql, job.id))
+    if (text === undefined)
+      throw new SluiceError('request.not_found', `job ${job.id} was not written off`)
+    return c.body(text, 200, { 'content-type': 'application/vnd.dsse.envelope.v1+json' })
+  })
+
   routes.get('/v1/jobs/:id/result', async (c) => {
     const job = await reachable(c.get('access'), c.req.param('id'))
     const result = await database.read((sql) => resultOf(sql, job.id))
@@ -123,6 +139,10 @@ export function jobRoutes(deps: JobDeps) {
   routes.get('/v1/jobs/:id/certificate', async (c) => {
     const job = await reachable(c.get('access'), c.req.param('id'))
     const text = await database.read((sql) => certificateText(sql, job.id))
+    if (text === undefined && job.state === 'deleted-unconfirmed')
+      throw new SluiceError('request.not_found', `job ${job.id} never gets a certificate`, {
+        hint: `A holder never confirmed; GET /v1/jobs/${job.id}/write-off names the gap.`,
+      })
     if (text === undefined)
       throw new SluiceError('request.not_found', `job ${job.id} has no deletion certificate yet`, {
         retry: 'later',
