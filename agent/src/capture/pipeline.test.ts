@@ -2,16 +2,24 @@
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, before, beforeEach, describe, it } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import sharp from 'sharp'
 import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
-import { commandId, jobId, leaseId, obligationId, receiveKeyId } from '@sluice/protocol/ids'
+import {
+  commandId,
+  jobId,
+  leaseId,
+  obligationId,
+  purgeId,
+  receiveKeyId,
+  sweepId,
+} from '@sluice/protocol/ids'
 import type { JobState, SourcePolicy } from '@sluice/protocol/job'
-import type { RequestBody } from '@sluice/protocol/messages'
+import type { Command, RequestBody } from '@sluice/protocol/messages'
 import { newId } from '@sluice/protocol/process/new-id'
 import { receiptStatement } from '@sluice/protocol/receipt'
 import { encodeSignedResult } from '@sluice/protocol/result'
@@ -23,11 +31,13 @@ import {
   sealEnvelope,
 } from '@sluice/protocol/sealing/key-envelope'
 import { sealedHeaderHash } from '@sluice/protocol/sealing/seal'
+import { orderSha256Of, verifyPurgeReceipt } from '@sluice/protocol/sealing/verify-purge-receipt'
 import { createUnsealer } from '@sluice/protocol/sealing/unseal'
 import type { ControlLink } from '../control-link.ts'
 import { type DurableEffects, diskEffects } from '../durable-file.ts'
 import type { Identity } from '../enrol.ts'
 import { type Journal, type JournalData, openJournal } from '../journal.ts'
+import { createPurges } from '../purge.ts'
 import { createReceiptOutbox } from '../receipts.ts'
 import { type ThrowawayAuthority, makeAuthority } from '../throwaway-authority.ts'
 import type { ObjectClient } from '../transfer/object-client.ts'
@@ -84,6 +94,10 @@ function makeControlPlane() {
     cut: Promise.withResolvers<void>(),
     refuse: new Map<string, SluiceError>(),
     offline: false,
+    inventories: [] as RequestBody<'inventory.report'>[],
+    abandoned: [] as string[],
+    /** The store takes a part and says nothing, for ever. */
+    storeHangs: false,
 
     async request(type: string, body: never, asked: { attachment?: Buffer; signal?: AbortSignal }) {
       const gone = () =>
@@ -149,6 +163,15 @@ function makeControlPlane() {
         case 'result.delivered':
           self.delivered += 1
           return { body: { state: self.jobOf(body).state } }
+        case 'inventory.report':
+          self.inventories.push(body)
+          return { body: {} }
+        case 'job.abandon': {
+          const { jobId: id } = body as RequestBody<'job.abandon'>
+          self.abandoned.push(id)
+          if (!jobs.has(id)) throw new SluiceError('job.not_found', 'no such job')
+          return { body: { state: 'deleting' } }
+        }
         case 'receipt':
           self.receipts.push((body as RequestBody<'receipt'>).receipt)
           return { body: {} }
@@ -254,7 +277,21 @@ async function startAgent(options: { reserveBytes?: number; effects?: DurableEff
     refused: (_, error) => assert.fail(String(error)),
   })
   const client = {
-    async send({ grant, body }: { grant: { url: string }; body: Buffer }) {
+    async send({
+      grant,
+      body,
+      signal,
+    }: {
+      grant: { url: string }
+      body: Buffer
+      signal: AbortSignal
+    }) {
+      if (plane.storeHangs) {
+        plane.asked.push('part')
+        await new Promise((_, reject) =>
+          signal.addEventListener('abort', () => reject(signal.reason as Error)),
+        )
+      }
       plane.parts.set(Number(grant.url.split('/').at(-1)), Buffer.from(body))
       const etag = createHash('md5').update(body).digest('hex')
       return { status: 200, headers: { etag }, body: Buffer.alloc(0) }
@@ -278,19 +315,28 @@ async function startAgent(options: { reserveBytes?: number; effects?: DurableEff
     progress: () => {},
     random: () => 0,
   })
+  const purges = createPurges({
+    ...{ link, journal, identity, receipts, work: capture.purging, signal: ending.signal },
+    events: {
+      purgeOrdered() {},
+      purged() {},
+      purgeIncomplete: (_purge, _attempt, problem) => assert.fail(problem.message),
+    },
+  })
+  await purges.recover()
   await capture.start()
   for (const run of connected) run()
   return {
     journal,
     capture,
-    async say(command: { type: string; jobId: string }) {
+    async say(command: { type: string; jobId?: string }) {
       await commands.get(command.type)?.(command as never, ending.signal)
     },
     connect: () => connected.forEach((run) => run()),
     async end() {
       await capture[Symbol.asyncDispose]()
       ending.abort()
-      await receipts.done
+      await Promise.all([receipts.done, purges.settled()])
     },
   }
 }
@@ -564,5 +610,190 @@ describe('submit', () => {
     agent = await startAgent()
     photo = path.join(folder, 'missing.png')
     await assert.rejects(submit(), (error) => isSluiceError(error, 'media.not_a_file'))
+  })
+})
+
+describe('an emergency purge', () => {
+  type Order = Extract<Command, { type: 'purge' }>
+  const orderOf = (more: Partial<Order> = {}): Order => ({
+    ...{ type: 'purge', purgeId: newId(purgeId, 1), obligationId: newId(obligationId, 1) },
+    ...{ everything: false, jobIds: [], ...more },
+  })
+  const spool = () => path.join(folder, 'spool')
+  const stageNow = (id: Parameters<typeof presentSubmission>[1]) =>
+    agent && presentSubmission(agent.journal.data, id)?.stage
+
+  /** The receipt that the control plane got for an order, after it was verified. */
+  async function receiptOf(order: Order) {
+    const { obligationId: owed } = order
+    const about = (envelope: unknown) =>
+      JSON.parse(
+        Buffer.from((envelope as { payload: string }).payload, 'base64').toString('utf8'),
+      ) as { predicate: { obligationId: string } }
+    const found = () => plane.receipts.filter((one) => about(one).predicate.obligationId === owed)
+    await until(() => found().length > 0)
+    const { purgeId: id, obligationId: duty, everything } = order
+    return verifyPurgeReceipt(found()[0], {
+      ...{ publicKey: identity.publicKey, agentId: identity.agentId },
+      ...{ purgeId: id, obligationId: duty, everything, orderSha256: orderSha256Of(order) },
+    })
+  }
+
+  async function methodOfSpoolReceipt(id: string) {
+    const before = plane.receipts.length
+    await agent?.say({
+      ...{ type: 'spool.delete', jobId: id, obligationId: newId(obligationId, 1) },
+      ...{ sealedHeaderSha256: 'a'.repeat(64) },
+    } as never)
+    await until(() => plane.receipts.length > before)
+    return receiptStatement.parse(
+      verifyStatement(plane.receipts.at(-1), {
+        payloadType: 'application/vnd.sluice.receipt.v1+json',
+        publicKey: identity.publicKey,
+      }),
+    ).predicate.method
+  }
+
+  it('of everything cuts uploads, takes drafts and what waits, and leaves the sources', async () => {
+    plane.keysPerAnswer = 2
+    agent = await startAgent()
+    plane.storeHangs = true
+    const uploading = await submit()
+    await until(() => plane.asked.includes('part'))
+    const [stored] = plane.jobs.keys()
+    plane.refuse.set('job.announce', new SluiceError('internal', 'not now', { retry: 'later' }))
+    const draft = await submit()
+    await until(() => stageNow(draft) === 'announce')
+    const draftJob = agent.journal.data.submissions[draft]?.jobId
+    plane.refuse.set('receive-keys.request', new SluiceError('internal', 'no', { retry: 'later' }))
+    const waiting = await submit()
+    await until(() => stageNow(waiting) === 'waiting')
+    const order = orderOf({ everything: true })
+    await agent.say(order)
+    await agent.say(order)
+    const receipt = await receiptOf(order)
+    assert.deepEqual(
+      { spools: receipt.spoolsWiped, drafts: receipt.draftsWiped, results: receipt.resultsWiped },
+      { spools: 1, drafts: 1, results: 2 },
+    )
+    assert.deepEqual(await readdir(spool()), [])
+    assert.deepEqual(Object.keys(agent.journal.data.jobs), [])
+    for (const each of [uploading, draft, waiting]) assert.equal(stageNow(each), 'purged')
+    assert.ok(existsSync(photo), 'the source is the customer’s')
+    await until(() => plane.abandoned.length === 1)
+    assert.deepEqual(plane.abandoned, [draftJob], 'what was never announced for sure is given up')
+
+    assert.ok(stored)
+    assert.equal(await methodOfSpoolReceipt(stored), 'unlink')
+    assert.equal(await methodOfSpoolReceipt(newId(jobId, 1)), 'never-held', 'the control')
+
+    plane.storeHangs = false
+    plane.refuse.clear()
+    agent.connect()
+    const later = await submit()
+    await until(() => stageNow(later) === 'stored')
+  })
+
+  it('of one job leaves the others alone', async () => {
+    agent = await startAgent()
+    const [one, other] = [await submit(), await submit()]
+    await until(() => stageNow(one) === 'stored' && stageNow(other) === 'stored')
+    const id = agent.journal.data.submissions[one]?.jobId
+    const left = agent.journal.data.submissions[other]?.jobId
+    assert.ok(id && left)
+    const order = orderOf({ jobIds: [id] })
+    await agent.say(order)
+    assert.equal((await receiptOf(order)).spoolsWiped, 1)
+    assert.deepEqual(await readdir(spool()), [left])
+    assert.deepEqual([stageNow(one), stageNow(other)], ['purged', 'stored'])
+  })
+
+  it('of a time takes the drafts of that time and no others', async () => {
+    plane.refuse.set('job.announce', new SluiceError('internal', 'not now', { retry: 'later' }))
+    agent = await startAgent()
+    const draft = await submit()
+    await until(() => stageNow(draft) === 'announce')
+    const sealedAtMs = onlyJob()?.sealedAtMs ?? 0
+    const before = orderOf({ sealed: { fromMs: 0, untilMs: sealedAtMs } })
+    await agent.say(before)
+    assert.equal((await receiptOf(before)).draftsWiped, 0)
+    assert.equal((await readdir(spool())).length, 1, 'the control')
+    const then = orderOf({ sealed: { fromMs: sealedAtMs, untilMs: sealedAtMs + 1 } })
+    await agent.say(then)
+    assert.equal((await receiptOf(then)).draftsWiped, 1)
+    assert.deepEqual(await readdir(spool()), [])
+  })
+
+  it('removes what no record explains', async () => {
+    agent = await startAgent()
+    const orphan = newId(jobId, Date.now())
+    await mkdir(path.join(spool(), orphan), { mode: 0o700 })
+    await writeFile(path.join(spool(), orphan, 'archive.sealed'), 'ciphertext')
+    await writeFile(path.join(spool(), 'README'), 'not ours')
+    const order = orderOf({ everything: true })
+    await agent.say(order)
+    const receipt = await receiptOf(order)
+    assert.equal(receipt.draftsWiped, 1)
+    assert.ok(receipt.checked.some((words) => words.includes('1 entries that name no job')))
+    assert.deepEqual(await readdir(spool()), ['README'])
+  })
+
+  it('empties the spool although the journal cannot be written, and is confirmed later', async () => {
+    let full = false
+    agent = await startAgent({
+      effects: {
+        ...diskEffects,
+        async create(...asked) {
+          if (full) throw Object.assign(new Error('full'), { code: 'ENOSPC' })
+          await diskEffects.create(...asked)
+        },
+      },
+    })
+    const one = await submit()
+    await until(() => stageNow(one) === 'stored')
+    full = true
+    const order = orderOf({ everything: true })
+    await assert.rejects(agent.say(order), (error) => isSluiceError(error, 'host.disk_full'))
+    assert.deepEqual(await readdir(spool()), [])
+    full = false
+    await agent.say(order)
+    assert.equal((await receiptOf(order)).spoolsWiped, 1)
+  })
+
+  it('ends a sealing under way', async () => {
+    plane.refuse.set('job.announce', new SluiceError('internal', 'not now', { retry: 'later' }))
+    agent = await startAgent()
+    await until(() => agent!.journal.data.receiveKeys.length > 0)
+    const one = await submit()
+    await until(() => agent?.journal.data.submissions[one]?.state === 'sealing')
+    const order = orderOf({ everything: true })
+    await agent.say(order)
+    assert.equal((await receiptOf(order)).draftsWiped, 1)
+    assert.deepEqual(await readdir(spool()), [])
+    assert.equal(stageNow(one), 'purged')
+  })
+})
+
+describe('an inventory', () => {
+  it('names what lies in the spool, known or not', async () => {
+    agent = await startAgent()
+    await agent.say({ type: 'inventory', sweepId: newId(sweepId, 1) } as never)
+    assert.deepEqual(plane.inventories.at(-1)?.spools, [], 'an empty spool is told too')
+    const one = await submit()
+    await until(() => onlyJob()?.step === 'stored')
+    const known = agent.journal.data.submissions[one]?.jobId
+    const orphan = newId(jobId, Date.now())
+    await mkdir(path.join(folder, 'spool', orphan), { mode: 0o700 })
+    await writeFile(path.join(folder, 'spool', orphan, 'archive.sealed'), 'four')
+    await agent.say({ type: 'inventory', sweepId: newId(sweepId, 1) } as never)
+    const report = plane.inventories.at(-1)
+    assert.ok(known && report?.last)
+    assert.deepEqual(
+      new Map(report.spools.map((each) => [each.jobId, each.sealedBytes])),
+      new Map([
+        [known, onlyJob()?.sealedBytes],
+        [orphan, 4],
+      ]),
+    )
   })
 })
