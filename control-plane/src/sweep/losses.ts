@@ -1,0 +1,27 @@
+/** Gives up the jobs that a sweep found without what they need, if that is still so. */
+import type { JobId } from '@sluice/protocol/ids'
+import type { JobDeps } from '../jobs/deps.ts'
+import { loseJob } from '../jobs/lose.ts'
+import { hasKey } from '../jobs/store.ts'
+import { type Difference, needsKey, needsObject, needsSpool } from './rules.ts'
+
+/** @returns Whether the job is lost now. */
+export async function loseFound(deps: JobDeps, { kind, jobId }: Difference): Promise<boolean> {
+  if (jobId === undefined) return false
+  const lose = (what: string, still: Parameters<typeof loseJob>[1]['still']) =>
+    loseJob(deps, { jobId: jobId satisfies JobId, what, still })
+  switch (kind) {
+    case 'missing.object':
+      return lose('object', async (_sql, job) => needsObject(job))
+    case 'missing.spool':
+      return lose('spool', async (_sql, job) => needsSpool(job))
+    case 'missing.key':
+      return lose('key', async (sql, job) => needsKey(job.state) && !(await hasKey(sql, job.id)))
+    case 'orphan.object':
+    case 'orphan.upload':
+    case 'orphan.spool':
+    case 'orphan.lease':
+    case 'orphan.key':
+      return false
+  }
+}
