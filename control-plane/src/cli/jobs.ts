@@ -2,11 +2,13 @@
 import { open } from 'node:fs/promises'
 import type { Command } from 'commander'
 import { pageOf } from '@sluice/protocol/api'
+import { approvalAsked } from '@sluice/protocol/api-approvals'
 import { type JobDetail, jobDetail, jobView } from '@sluice/protocol/api-fleet'
 import { auditEvent } from '@sluice/protocol/audit-event'
 import { SluiceError } from '@sluice/protocol/errors'
 import { isOver, jobState } from '@sluice/protocol/job'
 import { limits } from '@sluice/protocol/limits'
+import { sayAsked } from './approvals.ts'
 import { instant, remark, say, sayFacts, sayList, type View } from './output.ts'
 import { addCommand, withClient } from './program.ts'
 
@@ -74,6 +76,48 @@ export function addJobCommands(program: Command): void {
     ),
   )
 
+  addCommand(jobs, 'hold <id>', {
+    does: 'put a job under legal hold: nothing of it is deleted until two people lift it',
+    example: `sluice jobs hold ${exampleId} --reason 'case 4711'`,
+  })
+    .requiredOption('--reason <text>', 'for the audit log')
+    .action(async (id: string, options: View & { reason: string }) =>
+      withClient(async (client) => {
+        const { reason } = options
+        sayFacts(await client.post(`${pathOf(id)}/hold`, { reason }, jobView), options)
+      }),
+    )
+
+  addCommand(jobs, 'lift <id>', {
+    does: 'ask for the second person who lifts a legal hold',
+    example: `sluice jobs lift ${exampleId} --reason 'case 4711 is closed'`,
+  })
+    .requiredOption('--reason <text>', 'for the second person, and the audit log')
+    .action(async (id: string, options: View & { reason: string }) => askFor(id, 'lift', options))
+
+  addCommand(jobs, 'write-off <id>', {
+    does: 'ask for the second person who gives up on holders that never came back',
+    example: `sluice jobs write-off ${exampleId} --reason 'the node was stolen'`,
+  })
+    .requiredOption('--reason <text>', 'for the second person, and the audit log')
+    .action(async (id: string, options: View & { reason: string }) =>
+      askFor(id, 'write-off', options),
+    )
+
+  addCommand(jobs, 'write-off-report <id>', {
+    does: 'fetch the report of a job that was written off, byte for byte; it is no certificate',
+    example: `sluice jobs write-off-report ${exampleId} --out job.write-off.json`,
+  })
+    .option('--out <file>', 'new file for it; else standard output')
+    .action(async (id: string, options: View & { out?: string }) =>
+      withClient(async (client) => {
+        const bytes = await client.bytes(`${pathOf(id)}/write-off`, limits.certificateBytesMax)
+        if (options.out === undefined) return void process.stdout.write(bytes)
+        await writeNew(options.out, bytes)
+        return remark(`wrote ${options.out}`)
+      }),
+    )
+
   addCommand(jobs, 'delete <id>', {
     does: 'end a job and delete every copy and key of it',
     example: `sluice jobs delete ${exampleId}`,
@@ -98,6 +142,19 @@ export function addJobCommands(program: Command): void {
         )
       }),
     )
+}
+
+/** Asks for a second person. */
+async function askFor(
+  id: string,
+  what: 'lift' | 'write-off',
+  options: View & { reason: string },
+): Promise<void> {
+  await withClient(async (client) => {
+    const body = { reason: options.reason }
+    const { approval } = await client.post(`${pathOf(id)}/${what}`, body, approvalAsked)
+    sayAsked(approval, options)
+  })
 }
 
 /** A job, then who may hold what of it, then what is owed. */

@@ -7,7 +7,16 @@ import { describe, it, type TestContext } from 'node:test'
 import { eq } from 'drizzle-orm'
 import { certificateStatement } from '@sluice/protocol/certificate'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
-import { agentId, type AgentId, epochId, jobId, type JobId, leaseId } from '@sluice/protocol/ids'
+import {
+  agentId,
+  type AgentId,
+  approvalId,
+  epochId,
+  jobId,
+  type JobId,
+  leaseId,
+  principalId,
+} from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { Command } from '@sluice/protocol/messages'
 import type { ObjectKey } from '@sluice/protocol/object-keys'
@@ -16,6 +25,8 @@ import { type Receipt, receiptOf } from '@sluice/protocol/receipt'
 import { type DsseEnvelope, ed25519Signer, signStatement } from '@sluice/protocol/sealing/dsse'
 import { verifyCertificate } from '@sluice/protocol/sealing/verify-certificate'
 import { receiptPayloadType } from '@sluice/protocol/sealing/verify-receipt'
+import { verifyWriteOff } from '@sluice/protocol/sealing/verify-write-off'
+import type { Access } from '../access/rules.ts'
 import {
   agents,
   auditEvents,
@@ -25,6 +36,7 @@ import {
   jobs,
   leases,
   type ObligationKind,
+  obligations,
   receipts,
   results,
 } from '../database/schema.ts'
@@ -47,7 +59,9 @@ import {
   obligationById,
   obligationsOfJob,
   receiptsOfJob,
+  writeOffText,
 } from './store.ts'
+import { askWriteOff, writeOff } from './write-off.ts'
 
 const withCode = (code: ErrorCode) => (error: unknown) => isSluiceError(error, code)
 const headerSha256 = 'ab'.repeat(32)
@@ -831,5 +845,166 @@ describe('the evidence key', () => {
     await openEvidence(folder)
     await writeFile(join(folder, 'evidence-key.der'), 'damaged')
     await assert.rejects(openEvidence(folder), withCode('host.unsafe_file'))
+  })
+})
+
+describe('writing off', () => {
+  const [one, other] = [newId(principalId, 1), newId(principalId, 2)]
+  const access: Access = {
+    principalId: one,
+    principal: 'anna',
+    sites: 'all',
+    rights: [{ role: 'security', site: '*' }],
+  }
+  const ask = (world: World, id: JobId) =>
+    askWriteOff(world.parts, { jobId: id, access, reason: 'the node was stolen' })
+  const agree = (world: World, id: JobId) =>
+    world.ground.database.write((tx) =>
+      writeOff(world.parts, tx, {
+        approvalId: newId(approvalId, world.ground.now()),
+        operation: { kind: 'job.write-off', jobId: id },
+        askedBy: one,
+        askedAtMs: world.ground.now(),
+        approvedBy: other,
+        reason: 'the node was stolen',
+        atMs: world.ground.now(),
+      }),
+    )
+  const reportOf = (world: World, id: JobId) =>
+    world.ground.database.read((sql) => writeOffText(sql, id))
+
+  /** Everything is confirmed but the node's wipe. */
+  async function nodeMissing(world: World): Promise<JobId> {
+    const id = await analysedJob(world)
+    await deliver(world)
+    await begin(world, id)
+    await confirm(world, id, 'spool.delete')
+    await work(world)
+    await world.ground.database.write(async ({ sql }) => {
+      await sql.update(leases).set({ keyReleasedAtMs: world.ground.now() })
+    })
+    return id
+  }
+  const nodeIs = (world: World, set: Partial<typeof agents.$inferInsert>) =>
+    world.ground.database.write(async ({ sql }) => {
+      await sql.update(agents).set(set).where(eq(agents.id, world.node.id))
+    })
+
+  it('ends a job with a signed report of the gap, never with a certificate', async (t) => {
+    const world = await makeWorld(t)
+    const id = await nodeMissing(world)
+    await nodeIs(world, { revokedAtMs: world.ground.now(), lastSeenAtMs: world.ground.now() - 5 })
+    await ask(world, id)
+    await agree(world, id)
+    assert.equal(await stateOf(world, id), 'deleted-unconfirmed')
+    assert.equal(await certificateOf(world, id), undefined)
+    const text = await reportOf(world, id)
+    assert(text)
+    const report = verifyWriteOff(Buffer.from(text), world.evidence.publicKey)
+    assert.deepEqual([report.askedBy, report.approvedBy, report.jobId], [one, other, id])
+    assert(!text.includes('stolen'), 'the reason may name persons')
+    const wipe = await duty(world, id, 'lease.wipe')
+    assert.deepEqual(report.gaps, [
+      {
+        obligationId: wipe.id,
+        kind: 'gpu-lease',
+        agentId: world.node.id,
+        leaseId: wipe.leaseId,
+        hadKey: true,
+        attempts: wipe.attempts,
+        leaseDeadlineAtMs: report.gaps[0]?.leaseDeadlineAtMs,
+        lastSeenAtMs: report.gaps[0]?.lastSeenAtMs,
+        revokedAtMs: report.gaps[0]?.revokedAtMs,
+      },
+    ])
+    assert.equal(report.confirmed.length, 4, 'spool, objects, key and result')
+    assert.throws(() => verifyCertificate(Buffer.from(text), world.evidence.publicKey))
+    const [event] = await eventsOf(world, 'job.written-off')
+    assert.deepEqual([event?.detail['gaps'], event?.detail['withKey']], [1, 1])
+    await work(world)
+    assert.equal(await certificateOf(world, id), undefined, 'not later either')
+    await assert.rejects(agree(world, id), withCode('request.conflict'))
+  })
+
+  it('still reminds the holder, and records that it came back after all', async (t) => {
+    const world = await makeWorld(t)
+    const id = await nodeMissing(world)
+    world.ground.clock.nowMs += limits.obligationOverdueMs + limits.wipeReminderMs
+    await agree(world, id)
+    await work(world)
+    const wipe = await duty(world, id, 'lease.wipe')
+    assert.equal(wipe.state, 'due')
+    assert.equal(wipe.nextTryAtMs, world.ground.now() + limits.writtenOffReminderMs)
+    assert.equal((await eventsOf(world, 'obligation.overdue')).length, 0, 'nobody waits for it')
+    await confirm(world, id, 'lease.wipe')
+    assert.equal((await duty(world, id, 'lease.wipe')).state, 'done')
+    await work(world)
+    assert.equal(await stateOf(world, id), 'deleted-unconfirmed')
+    assert.equal(await certificateOf(world, id), undefined)
+  })
+
+  it('waits until the holder is late, revoked or expired', async (t) => {
+    const world = await makeWorld(t)
+    const id = await nodeMissing(world)
+    await assert.rejects(ask(world, id), withCode('request.conflict'))
+    await assert.rejects(agree(world, id), withCode('request.conflict'))
+    const { certificateExpiresAtMs } = (await agentNow(world))!
+    await nodeIs(world, { certificateExpiresAtMs: world.ground.now() })
+    await ask(world, id)
+    await nodeIs(world, { certificateExpiresAtMs })
+    await assert.rejects(ask(world, id), withCode('request.conflict'))
+    world.ground.clock.nowMs += limits.obligationOverdueMs + limits.wipeReminderMs
+    await ask(world, id)
+  })
+  const agentNow = (world: World) =>
+    world.ground.database.read((sql) =>
+      sql.query.agents.findFirst({ where: eq(agents.id, world.node.id) }),
+    )
+
+  it('never gives up what the control plane owes itself, nor a job that is not being deleted', async (t) => {
+    for (const kind of ['key.destroy', 'object.delete', 'result.deliver'] as const) {
+      const world = await makeWorld(t)
+      const id = await nodeMissing(world)
+      await nodeIs(world, { revokedAtMs: world.ground.now() })
+      const reopened = await duty(world, id, kind)
+      await world.ground.database.write(async ({ sql }) => {
+        await sql.update(obligations).set({ state: 'due' }).where(eq(obligations.id, reopened.id))
+      })
+      world.ground.clock.nowMs += 2 * limits.obligationOverdueMs
+      await assert.rejects(agree(world, id), withCode('request.conflict'), kind)
+      assert.equal(await stateOf(world, id), 'deleting')
+      assert.equal(await reportOf(world, id), undefined)
+    }
+    const world = await makeWorld(t)
+    const id = await analysedJob(world)
+    await nodeIs(world, { revokedAtMs: world.ground.now() })
+    await assert.rejects(ask(world, id), withCode('request.conflict'))
+  })
+
+  it('leaves nothing behind when its transaction fails', async (t) => {
+    const world = await makeWorld(t)
+    const id = await nodeMissing(world)
+    await nodeIs(world, { revokedAtMs: world.ground.now() })
+    const failing = world.ground.database.write(async (tx) => {
+      await writeOff(world.parts, tx, {
+        approvalId: newId(approvalId, world.ground.now()),
+        operation: { kind: 'job.write-off', jobId: id },
+        askedBy: one,
+        askedAtMs: world.ground.now(),
+        approvedBy: other,
+        reason: 'x',
+        atMs: world.ground.now(),
+      })
+      throw new SluiceError('host.disk_full', 'here')
+    })
+    await assert.rejects(failing, withCode('host.disk_full'))
+    assert.equal(await stateOf(world, id), 'deleting')
+    assert.equal(await reportOf(world, id), undefined)
+    assert.equal((await duty(world, id, 'lease.wipe')).writtenOffAtMs, null)
+    await confirm(world, id, 'lease.wipe').catch(() => undefined)
+    await nodeIs(world, { revokedAtMs: null })
+    await confirm(world, id, 'lease.wipe')
+    await work(world)
+    assert.equal(await stateOf(world, id), 'deleted', 'control: who comes back earns a certificate')
   })
 })

@@ -98,7 +98,7 @@ export function writeOffProblem(job: {
   const own = open.find(({ kind }) => kind !== 'spool.delete' && kind !== 'lease.wipe')
   if (own) return `${own.kind} is still owed by the control plane itself`
   const hopeful = open.find(
-    ({ agentId, deadlineAtMs }) => deadlineAtMs > atMs && (agentId === null || !gone.has(agentId)),
+    ({ holder, deadlineAtMs }) => deadlineAtMs > atMs && !(holder && gone.has(holder.id)),
   )
   return hopeful && `${hopeful.kind} still has time`
 }

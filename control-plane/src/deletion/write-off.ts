@@ -134,8 +134,9 @@ async function missingHolders(
     ({ kind, state }) => holderKindOf[kind] !== null && state !== 'done',
   )
   const gone = new Set<string>()
-  for (const { agentId: agent } of open) {
-    const facts = agent === null ? undefined : await agentFacts(sql, agent)
+  for (const { holder } of open) {
+    const agent = agentId.safeParse(holder?.id)
+    const facts = agent.success ? await agentFacts(sql, agent.data) : undefined
     if (facts && mayNotConfirm(facts, atMs)) gone.add(facts.id)
   }
   const problem = writeOffProblem({ state: job.state, open, gone, atMs })
