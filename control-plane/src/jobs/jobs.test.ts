@@ -767,6 +767,23 @@ describe('a failed job', () => {
     assert.equal((await refNow(id)).fence, 2)
   })
 
+  it('runs again from the archive that is stored: nothing is uploaded a second time', async () => {
+    const asked: string[] = []
+    deps.store.before = (method) => void asked.push(method)
+    const id = await failed()
+    assert(asked.includes('completeUpload'), 'control: the first time it was uploaded')
+    asked.length = 0
+    await retryJob(deps, { jobId: id, actor: operator })
+    const begun = await ask(capture, 'upload.begin', { jobId: id })
+    assert.deepEqual([begun.state, begun.held], ['stored', []])
+    await dispatch()
+    const ref = await refNow(id)
+    await ask(node, 'object.read', ref)
+    await ask(node, 'lease.result', { ...ref, sealedResultSha256 }, sealed)
+    assert.deepEqual(asked, ['grantRead'])
+    assert.equal(await stateOf(id), 'deleting')
+  })
+
   it('expires when its time is over, and not before', async () => {
     const id = await failed()
     ground.clock.nowMs += deps.failedJobKeepMs - 1

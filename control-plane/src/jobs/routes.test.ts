@@ -2,7 +2,9 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, it } from 'node:test'
+import { eq } from 'drizzle-orm'
 import { Hono } from 'hono'
+import { approvalAsked } from '@sluice/protocol/api-approvals'
 import { agentView, certificateEntry, jobDetail, jobView } from '@sluice/protocol/api-fleet'
 import { pageOf } from '@sluice/protocol/api'
 import { type JobId, jobId, principalId, receiveKeyId } from '@sluice/protocol/ids'
@@ -10,6 +12,7 @@ import { newId } from '@sluice/protocol/process/new-id'
 import type { Access, AccessEnv } from '../access/rules.ts'
 import { problemOf } from '../api-request.ts'
 import { listAudit } from '../audit/store.ts'
+import { evidenceDocuments, jobs } from '../database/schema.ts'
 import {
   addReceiveKey,
   joined,
@@ -42,7 +45,8 @@ beforeEach(async () => {
   app = new Hono<AccessEnv>()
   app.onError((error) => Response.json(problemOf(error), { status: problemOf(error).status }))
   app.use(async (c, next) => {
-    c.set('access', { principalId: principal, principal: 'anna', sites, rights: [] })
+    const rights = [{ role: 'security', site: '*' }] as const
+    c.set('access', { principalId: principal, principal: 'anna', sites, rights })
     await next()
   })
   app.route('/', jobRoutes(deps))
@@ -130,6 +134,41 @@ describe('jobs', () => {
     ])
   })
 
+  it('are held at once, and lifted or written off only by asking for a second person', async () => {
+    const id = await announced(north)
+    assert.equal((await post(`/v1/jobs/${id}/hold`)).status, 400, 'without a reason')
+    const held = await post(`/v1/jobs/${id}/hold`, { reason: 'a case' })
+    assert.deepEqual([held.status, jobView.parse(held.body).state], [200, 'frozen'])
+    const { legalHold } = jobDetail.parse((await get(`/v1/jobs/${id}`)).body)
+    assert.equal(legalHold?.setAtMs, ground.now())
+    const refused = await post(`/v1/jobs/${id}/delete`)
+    assert.deepEqual([refused.status, refused.body['code']], [409, 'job.held'])
+    const lift = await post(`/v1/jobs/${id}/lift`, { reason: 'closed' })
+    assert.deepEqual(
+      [lift.status, approvalAsked.parse(lift.body).approval.operation],
+      [202, { kind: 'hold.lift', jobId: id }],
+    )
+    assert.equal((await post(`/v1/jobs/${id}/write-off`, { reason: 'x' })).status, 409)
+    assert.equal((await get(`/v1/jobs/${id}/write-off`)).status, 404)
+  })
+
+  it('never promise a certificate for what was written off', async () => {
+    const id = await announced(north)
+    const hintNow = async () =>
+      String(((await get(`/v1/jobs/${id}/certificate`)).body as Answered)['hint'])
+    assert.match(await hintNow(), /still owed/)
+    await ground.database.write(async ({ sql }) => {
+      await sql.update(jobs).set({ state: 'deleted-unconfirmed' }).where(eq(jobs.id, id))
+      await sql.insert(evidenceDocuments).values({
+        ...{ id: 'x', kind: 'write-off', subjectId: id, site: 'north', issuedAtMs: 1 },
+        envelope: '{"signed":"text"}',
+      })
+    })
+    assert.match(await hintNow(), /write-off names the gap/)
+    const report = await app.request(`/v1/jobs/${id}/write-off`)
+    assert.equal(await report.text(), '{"signed":"text"}')
+  })
+
   it('do not exist beyond the sites of who asks', async () => {
     const hidden = await announced(south)
     const seen = await announced(north)
@@ -145,6 +184,8 @@ describe('jobs', () => {
       assert.deepEqual(answers[0], answers[1])
       assert.equal(answers[0]?.status, 404)
     }
+    for (const order of ['hold', 'lift', 'write-off'])
+      assert.equal((await post(`/v1/jobs/${hidden}/${order}`, { reason: 'x' })).status, 404, order)
     for (const order of ['retry', 'delete', 'release'])
       assert.equal((await post(`/v1/jobs/${hidden}/${order}`)).status, 404, order)
     assert.equal((await get(`/v1/jobs/${seen}`)).status, 200)
