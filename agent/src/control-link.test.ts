@@ -209,6 +209,40 @@ describe('commands', () => {
     assert.equal(carriedOut, 1)
   })
 
+  it('of an emergency overtake all that is under way, and what they ask goes first', async () => {
+    const waiting = 64
+    answer = (each, say) => {
+      greet(each, say)
+      if (each.message.type !== 'hello') return
+      for (let seq = 1; seq <= waiting; seq += 1) say(order(seq))
+      say({ ...order(waiting + 1), lane: 'emergency' } as DownMessage)
+    }
+    await using link = makeLink({ timing: { ...timing, requestTimeoutMs: 60_000 } })
+    const held = new AbortController()
+    let begun = 0
+    const emergency = Promise.withResolvers<void>()
+    link.onCommand('result.ready', async ({ jobId: id }) => {
+      begun += 1
+      const urgent = begun > waiting
+      const asked = link.request(
+        'job.states',
+        { jobIds: [id] },
+        { signal: held.signal, ...(urgent ? { urgent } : {}) },
+      )
+      if (urgent) emergency.resolve()
+      await asked.catch(() => {})
+    })
+    link.start()
+    await emergency.promise
+    assert.equal(begun, waiting + 1, 'none of the others has ended')
+    const requestsHeard = () => heard.filter((each) => each.message.type === 'request').length
+    // 32 are under way and unanswered; the others wait, and the urgent one does not.
+    await until(() => requestsHeard() >= 33)
+    assert.equal(requestsHeard(), 33)
+    held.abort(new Error('enough'))
+    await until((each) => each.message.type === 'ack' && each.message.seq === waiting + 1)
+  })
+
   it('are acknowledged only after the effect, and with the problem when they cannot be', async () => {
     answer = (each, say) => {
       greet(each, say)

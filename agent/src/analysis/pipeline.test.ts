@@ -9,18 +9,20 @@ import path from 'node:path'
 import { afterEach, before, beforeEach, describe, it } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { SluiceError } from '@sluice/protocol/errors'
-import { jobId, leaseId } from '@sluice/protocol/ids'
+import { jobId, leaseId, obligationId, purgeId, sweepId } from '@sluice/protocol/ids'
 import type { IsolationLevel } from '@sluice/protocol/manifest'
 import type { Command, LeaseRef, Problem, RequestType } from '@sluice/protocol/messages'
 import { newId } from '@sluice/protocol/process/new-id'
 import { receiptStatement, type Receipt } from '@sluice/protocol/receipt'
 import { decodeSignedResult, resultStatement } from '@sluice/protocol/result'
 import { verifyStatement } from '@sluice/protocol/sealing/dsse'
+import { orderSha256Of, verifyPurgeReceipt } from '@sluice/protocol/sealing/verify-purge-receipt'
 import type { ControlLink, LeaseKeeping } from '../control-link.ts'
 import { diskEffects } from '../durable-file.ts'
 import { makeAuthority, type ThrowawayAuthority } from '../throwaway-authority.ts'
 import type { Identity } from '../enrol.ts'
 import { openJournal, type Journal, type LeaseRecord } from '../journal.ts'
+import { createPurges } from '../purge.ts'
 import { detectIsolation } from '../sandbox.ts'
 import type { AnalyserConfig } from './analyser.ts'
 import {
@@ -402,6 +404,114 @@ describe('leases of a node', () => {
     const late = { ...offerOf(), jobId: newId(jobId, 1), leaseId: newId(leaseId, 1) }
     await fake.give(late)
     await receiptForSecond(late).catch(() => undefined)
+  })
+
+  type Order = Extract<Command, { type: 'purge' }>
+
+  function orderOf(more: Partial<Order>): Order {
+    return {
+      ...{ type: 'purge', purgeId: newId(purgeId, 1), obligationId: newId(obligationId, 1) },
+      ...{ everything: false, jobIds: [], ...more },
+    }
+  }
+
+  /** Gives a purge, and waits for its receipt. */
+  async function purge(running: Analysis, order: Order) {
+    const ending = new AbortController()
+    const purges = createPurges({
+      ...{ link: fake.link, journal, identity, receipts: { wake() {} }, work: running.purging },
+      signal: ending.signal,
+      events: {
+        purgeOrdered() {},
+        purged() {},
+        purgeIncomplete: (_purge, _attempt, problem) => assert.fail(problem.message),
+      },
+    })
+    await fake.give(order)
+    while (journal.data.receipts[order.obligationId] === undefined) await sleep(5)
+    ending.abort()
+    await purges.settled()
+    return verifyPurgeReceipt(journal.data.receipts[order.obligationId], {
+      ...{ publicKey: identity.publicKey, agentId: identity.agentId },
+      ...{ purgeId: order.purgeId, obligationId: order.obligationId },
+      ...{ everything: order.everything, orderSha256: orderSha256Of(order) },
+    })
+  }
+
+  it('of a purged job end at once, with a receipt of their own and one of the purge', async () => {
+    const running = await begin({ analysers: [shellAnalyser('sleep 1000')] })
+    const offer = offerOf()
+    await fake.give(offer)
+    while (!fake.typesAsked().includes('key.request')) await sleep(10)
+    const other = await purge(running, orderOf({ jobIds: [newId(jobId, 1)] }))
+    assert.equal(other.leasesEnded, 0)
+    assert.equal(running.leases().length, 1, 'the control: the purge of another job ends nothing')
+    const receipt = await purge(running, orderOf({ jobIds: [job.jobId] }))
+    assert.equal(receipt.leasesEnded, 1)
+    assert.deepEqual(readdirSync(runtimeDirectory), [])
+    assert.equal((await ended.promise)?.code, 'lease.stale')
+    assert.equal((await receiptFor(offer)).method, 'process-exit')
+    assert.ok(!fake.typesAsked().includes('lease.result'))
+  })
+
+  it('end with a purge of everything, and so does what no record explains', async () => {
+    const running = await begin({ analysers: [shellAnalyser('sleep 1000')] })
+    const stray = tracesOf(runtimeDirectory, newId(leaseId, 1))
+    await makeTraces(stray)
+    const survivor = spawn('sleep', ['1000'], {
+      stdio: ['ignore', 'ignore', 'ignore', openSync(stray.leash, 'r')],
+      detached: true,
+    })
+    const gone = new Promise((resolve) => survivor.once('exit', (_, signal) => resolve(signal)))
+    const offer = offerOf()
+    await fake.give(offer)
+    while (!fake.typesAsked().includes('key.request')) await sleep(10)
+    const receipt = await purge(running, orderOf({ everything: true }))
+    assert.equal(receipt.leasesEnded, 1)
+    assert.equal(await gone, 'SIGKILL')
+    await receiptFor(offer)
+  })
+
+  it('end and are wiped when the node is revoked, without asking anybody', async () => {
+    const running = await begin({ analysers: [shellAnalyser('sleep 1000')] })
+    const offer = offerOf()
+    await fake.give(offer)
+    while (!fake.typesAsked().includes('key.request')) await sleep(10)
+    fake.answers['lease.fail'] = () => new Promise(() => {})
+    const requests = fake.link.request.bind(fake.link)
+    fake.link.request = (async (type: RequestType, body: never, asked: { signal: AbortSignal }) =>
+      await Promise.race([
+        requests(type, body, asked),
+        new Promise((_, reject) =>
+          asked.signal.addEventListener('abort', () => reject(asked.signal.reason as Error)),
+        ),
+      ])) as never
+    await running.endForGood()
+    const receipt = await receiptFor(offer)
+    assert.equal(receipt.method, 'process-exit')
+    const late = { ...offerOf(), jobId: newId(jobId, 1), leaseId: newId(leaseId, 1) }
+    await fake.give(late)
+    assert.deepEqual(running.leases(), [], 'it takes no other')
+  })
+
+  it('are named in an inventory until they are wiped', async () => {
+    await begin({ analysers: [shellAnalyser('sleep 1000')] })
+    const offer = offerOf()
+    await fake.give(offer)
+    while (!fake.typesAsked().includes('key.request')) await sleep(10)
+    const inventory = { type: 'inventory' as const, sweepId: newId(sweepId, 1) }
+    await fake.give(inventory)
+    const reported = () => fake.asked.findLast(({ type }) => type === 'inventory.report')?.body
+    const { sweepId: sweep } = inventory
+    assert.deepEqual(reported(), {
+      ...{ sweepId: sweep, spools: [], leases: [refOf(offer)], last: true, unnamed: 0 },
+    })
+    await fake.give(endOf(offer))
+    await receiptFor(offer)
+    await fake.give(inventory)
+    assert.deepEqual(reported(), {
+      ...{ sweepId: sweep, spools: [], leases: [], last: true, unnamed: 0 },
+    })
   })
 
   it('that the node offers name its analysers and how it keeps plaintext', async () => {

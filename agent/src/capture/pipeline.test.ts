@@ -644,7 +644,7 @@ describe('an emergency purge', () => {
     await agent?.say({
       ...{ type: 'spool.delete', jobId: id, obligationId: newId(obligationId, 1) },
       ...{ sealedHeaderSha256: 'a'.repeat(64) },
-    } as never)
+    })
     await until(() => plane.receipts.length > before)
     return receiptStatement.parse(
       verifyStatement(plane.receipts.at(-1), {
