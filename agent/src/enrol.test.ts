@@ -1,5 +1,6 @@
 /** Proves how a host joins, keeps its key and renews its certificate. */
 import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises'
 import { type Server, createServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
@@ -8,8 +9,10 @@ import path from 'node:path'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { decodeToken, encodeToken } from '@sluice/protocol/api'
 import { isSluiceError } from '@sluice/protocol/errors'
-import { agentId } from '@sluice/protocol/ids'
+import { agentId, obligationId, revocationId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
+import type { CommandOf } from './control-link.ts'
+import { adoptAuthorities } from './adopt-authorities.ts'
 import { join, keepCertificateFresh, openIdentity } from './enrol.ts'
 import { type ThrowawayAuthority, makeAuthority } from './throwaway-authority.ts'
 
@@ -135,5 +138,115 @@ describe('keepCertificateFresh', () => {
       ['/v1/join', '/v1/renew'],
     )
     assert.ok(identity.notAfterMs() > expiredAtMs)
+  })
+})
+
+describe('a change of authorities', () => {
+  type Order = CommandOf<'authorities'>
+  const orderOf = (authorities: string[]): Order => ({
+    ...{ type: 'authorities', authorities },
+    ...{ revocationId: newId(revocationId, 1), obligationId: newId(obligationId, 1) },
+  })
+
+  it('trusts the new set durably, and none without one that was trusted before', async () => {
+    const identity = await join({ stateDir: folder, token: decodeToken('join', token()) })
+    const second = await makeAuthority()
+    const foreign = (error: unknown) => isSluiceError(error, 'join.wrong_authority')
+    await assert.rejects(identity.trust([second.der]), foreign)
+    const leaf = identity.certificate().toString('base64')
+    await assert.rejects(identity.trust([authority.der, leaf]), foreign, 'a leaf is no authority')
+    assert.equal(identity.authorities().length, 1)
+    await identity.trust([authority.der, second.der])
+    assert.equal((await openIdentity(folder)).authorities().length, 2)
+    assert.equal((await stat(path.join(folder, 'identity.json'))).mode & 0o777, 0o600)
+    await identity.trust([second.der])
+    assert.deepEqual((await openIdentity(folder)).authorities().length, 1)
+  })
+
+  it('is done in the end wherever it was cut off, and said once all of it is done', async () => {
+    const joined = await join({ stateDir: folder, token: decodeToken('join', token()) })
+    const second = await makeAuthority()
+    const both = [authority.der, second.der]
+    const order = orderOf(both)
+    const asked: { type: string; body: unknown }[] = []
+    /** Requests that are answered before the agent is gone. */
+    async function liveFor(answers: number): Promise<boolean> {
+      const identity = await openIdentity(folder)
+      let carry: ((order: Order, signal: AbortSignal) => Promise<void>) | undefined
+      let left = answers
+      const link = {
+        onCommand: (_: string, run: never) => void (carry = run),
+        reconnect() {},
+        async request(type: string, body: { csr: string }) {
+          if (left === 0) throw new Error('killed')
+          left -= 1
+          asked.push({ type, body })
+          if (type !== 'certificate.renew') return { body: {} }
+          const leaf = await second.answerRequest(body.csr, identity.agentId)
+          return { body: { chain: [leaf, second.der], authorities: both } }
+        },
+      }
+      adoptAuthorities({
+        ...{ link: link as never, identity },
+        events: { authoritiesAdopted() {} },
+      })
+      return await carry!(order, new AbortController().signal).then(
+        () => true,
+        () => false,
+      )
+    }
+    assert.equal(await liveFor(0), false)
+    assert.equal((await openIdentity(folder)).authorities().length, 2)
+    assert.equal(await liveFor(1), false)
+    const renewed = await openIdentity(folder)
+    assert.notDeepEqual(renewed.certificate(), joined.certificate())
+    assert.ok(!asked.some(({ type }) => type === 'authorities.adopted'), 'not said before')
+    assert.equal(await liveFor(2), true)
+    const hashes = both.map((der) =>
+      createHash('sha256').update(Buffer.from(der, 'base64')).digest('hex'),
+    )
+    assert.deepEqual(asked.at(-1), {
+      type: 'authorities.adopted',
+      body: {
+        ...{ revocationId: order.revocationId, obligationId: order.obligationId },
+        authorities: hashes,
+      },
+    })
+  })
+
+  it('lets an expired certificate be renewed by a control plane under the new one', async () => {
+    const identity = await join({ stateDir: folder, token: decodeToken('join', token()) })
+    const second = await makeAuthority()
+    const { key, cert } = await second.server()
+    server.setSecureContext({ key, cert, minVersion: 'TLSv1.3' })
+    lifeMs = 7_200_000
+    const ending = new AbortController()
+    const refusals: string[] = []
+    const renew = () =>
+      keepCertificateFresh({
+        identity,
+        link: { request: () => assert.fail('expired'), reconnect: () => ending.abort() },
+        signal: ending.signal,
+        events: {
+          certificateRenewed() {},
+          renewalFailed(error) {
+            refusals.push(error.code)
+            ending.abort()
+          },
+        },
+        now: () => identity.notAfterMs(),
+      })
+    await renew()
+    assert.deepEqual(refusals, ['join.wrong_authority'], 'the control: it was not trusted before')
+    await identity.trust([authority.der, second.der])
+    const again = new AbortController()
+    await keepCertificateFresh({
+      identity,
+      link: { request: () => assert.fail('expired'), reconnect: () => again.abort() },
+      signal: again.signal,
+      events: { certificateRenewed() {}, renewalFailed: (error) => assert.fail(error) },
+      now: () => identity.notAfterMs(),
+    })
+    assert.equal(bodies.at(-1)?.path, '/v1/renew')
   })
 })

@@ -28,7 +28,8 @@ export async function makeAuthority() {
     publicKey: keys.publicKey.toCryptoKey(ecdsa, true, ['verify']),
   }
   const certificate = await X509CertificateGenerator.createSelfSigned({
-    name: 'CN=Throwaway',
+    // As the real ones, each has a name of its own: OpenSSL looks an issuer up by it.
+    name: `CN=Throwaway ${newId(agentId, Date.now())}`,
     notBefore: new Date(Date.now() - hourMs),
     notAfter: new Date(Date.now() + 48 * hourMs),
     keys: authorityKeys,

@@ -640,12 +640,12 @@ describe('an emergency purge', () => {
   }
 
   async function methodOfSpoolReceipt(id: string) {
-    const before = plane.receipts.length
+    const count = plane.receipts.length
     await agent?.say({
       ...{ type: 'spool.delete', jobId: id, obligationId: newId(obligationId, 1) },
       ...{ sealedHeaderSha256: 'a'.repeat(64) },
     })
-    await until(() => plane.receipts.length > before)
+    await until(() => plane.receipts.length > count)
     return receiptStatement.parse(
       verifyStatement(plane.receipts.at(-1), {
         payloadType: 'application/vnd.sluice.receipt.v1+json',
@@ -714,9 +714,9 @@ describe('an emergency purge', () => {
     const draft = await submit()
     await until(() => stageNow(draft) === 'announce')
     const sealedAtMs = onlyJob()?.sealedAtMs ?? 0
-    const before = orderOf({ sealed: { fromMs: 0, untilMs: sealedAtMs } })
-    await agent.say(before)
-    assert.equal((await receiptOf(before)).draftsWiped, 0)
+    const earlier = orderOf({ sealed: { fromMs: 0, untilMs: sealedAtMs } })
+    await agent.say(earlier)
+    assert.equal((await receiptOf(earlier)).draftsWiped, 0)
     assert.equal((await readdir(spool())).length, 1, 'the control')
     const then = orderOf({ sealed: { fromMs: sealedAtMs, untilMs: sealedAtMs + 1 } })
     await agent.say(then)
@@ -771,6 +771,29 @@ describe('an emergency purge', () => {
     assert.equal((await receiptOf(order)).draftsWiped, 1)
     assert.deepEqual(await readdir(spool()), [])
     assert.equal(stageNow(one), 'purged')
+  })
+})
+
+describe('two authorities at once', () => {
+  it('both vouch for nodes, and a third one does not', async () => {
+    const [ours, theirs] = [identity, node]
+    const second = await makeAuthority()
+    const trusted = [authority.pem]
+    try {
+      identity = { ...ours, authorities: () => trusted }
+      node = await second.identity({ agentUrl: 'https://x', role: 'gpu' })
+      agent = await startAgent()
+      await submit()
+      await analyse()
+      await until(() => onlyJob()?.problem?.code === 'result.forged')
+      trusted.push(second.pem)
+      await agent.end()
+      agent = await startAgent()
+      await requireEnd()
+    } finally {
+      identity = ours
+      node = theirs
+    }
   })
 })
 
