@@ -58,7 +58,10 @@ export const controlPlaneConfig = z
           .string()
           .regex(/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/, 'not a bucket name')
           .optional()
-          .meta({ env: 'SLUICE_STORAGE_BUCKET', description: 'S3: bucket; versions and locks are dealt with.' }),
+          .meta({
+            env: 'SLUICE_STORAGE_BUCKET',
+            description: 'S3: bucket; versions and locks are dealt with.',
+          }),
         pathStyle: z.boolean().default(true).meta({
           env: 'SLUICE_STORAGE_PATH_STYLE',
           description: 'S3: bucket in the path; AWS itself wants false.',
@@ -81,6 +84,30 @@ export const controlPlaneConfig = z
       env: 'SLUICE_OFFLINE_MAX_MS',
       description: 'How long a capture host may go on sealing without contact, in milliseconds.',
     }),
+    keys: z
+      .strictObject({
+        store: z.enum(['file', 'pkcs11']).default('file').meta({
+          env: 'SLUICE_KEYS_STORE',
+          description: 'Where epoch keys live: a file of the data directory, or an HSM.',
+        }),
+        pkcs11: z
+          .strictObject({
+            library: path.optional().meta({
+              env: 'SLUICE_KEYS_PKCS11_LIBRARY',
+              description: "HSM: the vendor's PKCS#11 library.",
+            }),
+            tokenLabel: z.string().min(1).max(32).optional().meta({
+              env: 'SLUICE_KEYS_PKCS11_TOKEN_LABEL',
+              description: 'HSM: label of the token that wraps epoch keys.',
+            }),
+            pinFile: path.optional().meta({
+              env: 'SLUICE_KEYS_PKCS11_PIN_FILE',
+              description: "HSM: file of the token user's PIN, 0600.",
+            }),
+          })
+          .prefault({}),
+      })
+      .prefault({}),
     purge: z
       .strictObject({
         aloneJobsMax: z.int().min(0).default(limits.purgeAloneJobsMaxDefault).meta({
@@ -101,6 +128,30 @@ export const controlPlaneConfig = z
         }),
       })
       .prefault({}),
+    alerts: z
+      .strictObject({
+        webhook: z
+          .strictObject({
+            url: z
+              .url({ protocol: /^https?$/ })
+              .refine((url) => isPlainOnlyToLoopback(url), 'plain http is for loopback only')
+              .optional()
+              .meta({
+                env: 'SLUICE_ALERTS_WEBHOOK_URL',
+                description: 'Where alerts are posted, https. Absent: they are only listed.',
+              }),
+            secretFile: path.optional().meta({
+              env: 'SLUICE_ALERTS_WEBHOOK_SECRET_FILE',
+              description: 'File of the key that signs alerts: 24 to 64 raw bytes, 0600.',
+            }),
+            caFile: path.optional().meta({
+              env: 'SLUICE_ALERTS_WEBHOOK_CA_FILE',
+              description: 'PEM of authorities to trust instead of those of the system.',
+            }),
+          })
+          .prefault({}),
+      })
+      .prefault({}),
     allowSwap: z.boolean().default(false).meta({
       env: 'SLUICE_ALLOW_SWAP',
       description: 'Start although swap is on; keys may then reach a disk.',
@@ -117,6 +168,21 @@ export const controlPlaneConfig = z
   .refine((config) => config.publicName !== undefined || isLoopback(listenAddressOf(config)), {
     path: ['publicName'],
     message: 'must be set to be reached from other hosts',
+  })
+  .refine(
+    ({ alerts: { webhook } }) => (webhook.url === undefined) === (webhook.secretFile === undefined),
+    { path: ['alerts', 'webhook'], message: 'url and secretFile go together' },
+  )
+  .superRefine(({ keys }, context) => {
+    const set = Object.values(keys.pkcs11).some((value) => value !== undefined)
+    if (keys.store !== 'pkcs11' && !set) return
+    for (const key of ['library', 'tokenLabel', 'pinFile'] as const)
+      if (keys.pkcs11[key] === undefined)
+        context.addIssue({
+          code: 'custom',
+          path: ['keys', 'pkcs11', key],
+          message: 'must be set for an HSM',
+        })
   })
   .superRefine((config, context) => {
     if (config.storage.kind !== 's3') return
@@ -142,6 +208,11 @@ export function listenAddressOf(config: Names): string {
 /** Whether only this host can reach the address. */
 export function isLoopback(address: string): boolean {
   return address === 'localhost' || address === '::1' || /^127(\.\d{1,3}){3}$/.test(address)
+}
+
+function isPlainOnlyToLoopback(text: string): boolean {
+  const { protocol, hostname } = new URL(text)
+  return protocol === 'https:' || isLoopback(hostname.replace(/^\[(.*)\]$/, '$1'))
 }
 
 /** The name that URLs carry, and every name that server certificates are made for. */

@@ -12,6 +12,7 @@ export const alertTypes = [
   'sweep.problems',
   'audit-sink.failed',
   'approval.asked',
+  'alert.test',
 ] as const
 export const alertType = z.enum(alertTypes)
 export type AlertType = z.infer<typeof alertType>

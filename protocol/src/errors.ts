@@ -99,6 +99,8 @@ export const errorCodes = [
   'evidence.invalid',
   'evidence.not_canonical',
   'evidence.incomplete',
+  // alerts and audit sink
+  'alert.undelivered',
   // requests, configuration, command line
   'request.invalid',
   'request.conflict',

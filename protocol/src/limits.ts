@@ -162,6 +162,12 @@ export const limits = {
   /** How long agents may take to tell what lies on their hosts. */
   inventoryAnswerMs: 5 * minute,
 
+  // Alerts
+  /** Receivers that follow Standard Webhooks answer within 15 to 30 seconds. */
+  alertTimeoutMs: 15 * second,
+  /** What a receiver answers is read, but of no interest. */
+  alertAnswerBytesMax: 64 * KiB,
+
   // HTTP API
   requestBodyBytesMax: 64 * KiB,
   pageItemsDefault: 50,

@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import { isSluiceError, type SluiceError } from '@sluice/protocol/errors'
 import type { JobId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
+import { raiseAlert } from '../alerts/store.ts'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database } from '../database/database.ts'
@@ -25,7 +26,7 @@ import { spoolCommand, wipeCommand } from './intent.ts'
 import { destroyKey } from './job-key.ts'
 import { deleteObjects } from './objects.ts'
 import { settleOwn } from './receipts.ts'
-import { type Obligation, retryDelayMs } from './rules.ts'
+import { type Obligation, overdueAlerts, retryDelayMs } from './rules.ts'
 import {
   changeJob,
   clearResult,
@@ -48,7 +49,7 @@ export type DeletionParts = {
   /** Integer epoch milliseconds. */
   now: () => number
   evidence: Evidence
-  keys: Pick<Keys, 'roll' | 'level'>
+  keys: Pick<Keys, 'roll' | 'levelSince'>
   store: Pick<ObjectStore, 'deleteAll' | 'remains'>
   /** One at a time for everything that changes a job's object, by job id. */
   turns: { take<T>(key: string, work: () => Promise<T>): Promise<T> }
@@ -96,7 +97,7 @@ const jobWorkers: Readonly<Record<JobObligationKind, (due: Due) => Promise<Outco
   'job.expiry-notice': ({ parts, obligation, job }) =>
     settleBy(parts, obligation, () => parts.noticeExpiry(job.id)),
   'certificate.issue': async ({ parts, obligation, job }) => {
-    await issueCertificate({ ...parts, level: parts.keys.level }, { job, obligation })
+    await issueCertificate({ ...parts, level: await parts.keys.levelSince(job.announcedAtMs) }, { job, obligation })
     return 'settled'
   },
 }
@@ -196,7 +197,8 @@ const lookMsMax = 30_000
 async function alarmOverdue(parts: DeletionParts): Promise<void> {
   await parts.database.write(async (tx) => {
     const atMs = parts.now()
-    for (const { id, jobId, site, kind, attempts, lastErrorCode } of await takeOverdue(tx, atMs))
+    const late = await takeOverdue(tx, atMs)
+    for (const { id, jobId, site, kind, attempts, lastErrorCode } of late)
       await appendAudit(tx, {
         atMs,
         type: 'obligation.overdue',
@@ -205,6 +207,7 @@ async function alarmOverdue(parts: DeletionParts): Promise<void> {
         ...(jobId === null ? {} : { jobId }),
         detail: { obligation: kind, obligationId: id, attempts, code: lastErrorCode ?? 'none' },
       })
+    for (const alert of overdueAlerts(late)) await raiseAlert(tx, { ...alert, atMs }, parts.changes)
   })
 }
 

@@ -1,6 +1,7 @@
 /** Decides when an owed deletion is tried again, when it is overdue, and when a job is proven gone. */
 import type { JobState } from '@sluice/protocol/job'
 import { limits } from '@sluice/protocol/limits'
+import type { Progress } from '@sluice/protocol/api-obligations'
 import type { HolderKind } from '@sluice/protocol/receipt'
 import type { obligations, ObligationKind } from '../database/schema.ts'
 
@@ -101,4 +102,50 @@ export function writeOffProblem(job: {
     ({ holder, deadlineAtMs }) => deadlineAtMs > atMs && !(holder && gone.has(holder.id)),
   )
   return hopeful && `${hopeful.kind} still has time`
+}
+
+/** What tells how far a duty has come. */
+type DutyFacts = {
+  done: boolean
+  /** An order is a row, or a try was made. */
+  asked: boolean
+  /** The agent acknowledged its order durably. */
+  acked: boolean
+  /** Its receipt is there, and inside an issued certificate. */
+  proven: boolean
+}
+
+/**
+ * `owed`: recorded, not asked for yet; `requested`: an order is a row, or a try was made;
+ * `delivered`: the agent acknowledged the order durably; `done`: the holder signed, or was looked at
+ * again; `proven`: its receipt is inside an issued certificate.
+ */
+export function progressOf(duty: DutyFacts): Progress {
+  if (duty.done) return duty.proven ? 'proven' : 'done'
+  if (duty.acked) return 'delivered'
+  return duty.asked ? 'requested' : 'owed'
+}
+
+/**
+ * What to say of duties that became overdue: one alert for each kind and site, however many there
+ * are. That an alert is late is not worth another one: the channel would never hear of it.
+ */
+export function overdueAlerts(
+  late: readonly Pick<Obligation, 'kind' | 'site' | 'lastErrorCode'>[],
+) {
+  const groups = Map.groupBy(
+    late.filter(({ kind }) => kind !== 'alert.deliver'),
+    ({ kind, site }) => `${kind} ${site}`,
+  )
+  return [...groups.values()].map((duties) => {
+    const [{ kind, site, lastErrorCode } = duties[0]!] = duties
+    const duty = duties.length === 1 ? 'duty is' : 'duties are'
+    return {
+      type: 'obligation.overdue',
+      severity: 'warning',
+      site,
+      summary: `${duties.length} ${kind} ${duty} overdue`,
+      detail: { obligation: kind, duties: duties.length, code: lastErrorCode ?? 'none' },
+    } as const
+  })
 }

@@ -212,6 +212,12 @@ const rows: Row[] = [
     'who may do what leans on the log and on the rows of what is owed',
   ),
   feature(
+    'alerts',
+    ['access', 'deletion'],
+    ['hono', 'drizzle-orm', 'undici'],
+    'an alert is a row and a duty; its channel asks nobody',
+  ),
+  feature(
     'audit',
     ['access'],
     ['hono', 'drizzle-orm'],
@@ -235,7 +241,7 @@ const rows: Row[] = [
     ['hono', 'drizzle-orm'],
     'a sweep compares every place with every row',
   ),
-  feature('keys', ['audit'], ['drizzle-orm'], 'keys are wrapped and destroyed without knowing why'),
+  feature('keys', ['audit'], ['drizzle-orm', 'pkcs11js'], 'keys are wrapped and destroyed without knowing why'),
   feature(
     'storage',
     ['audit'],

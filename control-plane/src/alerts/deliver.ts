@@ -1,0 +1,37 @@
+/** Brings an alert to its channel. It stays owed until the channel took it. */
+import assert from 'node:assert/strict'
+import type { Database } from '../database/database.ts'
+import type { Outcome } from '../deletion/engine.ts'
+import type { Obligation } from '../deletion/rules.ts'
+import { markDone } from '../deletion/store.ts'
+import { alertById, markDelivered } from './store.ts'
+import type { AlertChannel } from './webhook.ts'
+
+export type AlertDeps = {
+  database: Database
+  now: () => number
+  /** Absent when none is configured: alerts are then only listed. */
+  channel?: AlertChannel | undefined
+}
+
+/**
+ * Works off one `alert.deliver`. After a crash between the answer and the row the same alert is sent
+ * again, under the same id.
+ *
+ * @throws SluiceError `alert.undelivered`
+ */
+export async function deliverAlert(
+  deps: AlertDeps,
+  obligation: Obligation,
+  signal: AbortSignal,
+): Promise<Outcome> {
+  const { database, now, channel } = deps
+  const alert = await database.read((sql) => alertById(sql, obligation.subjectId ?? ''))
+  assert(alert, `obligation ${obligation.id} has no alert`)
+  await channel?.send(alert, signal)
+  await database.write(async (tx) => {
+    if (channel) await markDelivered(tx, alert.id, now())
+    await markDone(tx, obligation.id, now())
+  })
+  return 'settled'
+}
