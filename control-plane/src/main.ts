@@ -10,6 +10,9 @@ import { openAuthority } from './access/authority.ts'
 import { renewCertificate } from './access/join.ts'
 import { type AccessDeps, accessRoutes, adminRoutes } from './access/routes.ts'
 import { hasPrincipal, principalExecutors } from './access/tokens.ts'
+import { deliverAlert } from './alerts/deliver.ts'
+import { alertRoutes } from './alerts/routes.ts'
+import { openWebhook } from './alerts/webhook.ts'
 import { auditRoutes } from './audit/routes.ts'
 import { appendAudit } from './audit/store.ts'
 import { buildVersion } from './build.ts'
@@ -22,6 +25,7 @@ import { isWriteFailure } from './database/write-failure.ts'
 import { createObligationEngine } from './deletion/engine.ts'
 import { openEvidence } from './deletion/evidence.ts'
 import { acceptReceipt } from './deletion/receipts.ts'
+import { obligationRoutes } from './deletion/routes.ts'
 import { writeOff } from './deletion/write-off.ts'
 import { createEvents } from './events.ts'
 import { createFleet } from './fleet/fleet.ts'
@@ -44,7 +48,7 @@ import { jobRoutes } from './jobs/routes.ts'
 import { createTurns } from './jobs/turns.ts'
 import { startKeyProcess } from './keys/key-process-link.ts'
 import { createKeys } from './keys/keys.ts'
-import { openSlotFile } from './keys/slot-file.ts'
+import { epochKeysPlaceOf, openEpochKeys } from './keys/open-epoch-keys.ts'
 import { openApiDocument } from './openapi.ts'
 import { beginApproved, endRefused } from './purge/begin.ts'
 import { carryOut, remindAgent } from './purge/carry-out.ts'
@@ -137,13 +141,13 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   const { name, names } = publicNamesOf(config)
   const address = listenAddressOf(config)
 
-  const slotFile = join(directory.epoch, 'slots')
-  const epochKeys = started.use(await openSlotFile(slotFile, { overwriteTorn: true }))
+  const keysAt = epochKeysPlaceOf(config.keys, directory.epoch)
+  const epochKeys = started.use(await openEpochKeys(keysAt, { overwriteTorn: true }))
   const keys = started.use(
     await createKeys({
       database,
       store: epochKeys,
-      startProcess: () => startKeyProcess({ slotFile }),
+      startProcess: () => startKeyProcess(keysAt),
       now,
       offlineMsMax: config.offlineMaxMs,
       report: (problem) => events.workFailed('keys', problem),
@@ -223,6 +227,12 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       // Complete: what two people may agree to, somebody carries out.
     } satisfies Executors,
   }
+  const { url: alertUrl, secretFile, caFile } = config.alerts.webhook
+  const channel =
+    alertUrl === undefined || secretFile === undefined
+      ? undefined
+      : started.use(await openWebhook({ url: alertUrl, secretFile, caFile, now }))
+  const alertDeps = { database, now, channel }
   const status = () =>
     statusOf(
       { database, now },
@@ -233,6 +243,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
         evidenceKeyId: evidence.keyId,
         store: store.kind,
         connected: () => fleet.connected().length,
+        reserve: reserve.state,
       },
     )
   const listen = { authority, events, database, now, name, names, address }
@@ -270,6 +281,8 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       jobRoutes(jobDeps),
       purgeRoutes(purgeDeps),
       sweepRoutes({ database, changes, now, sweeps }),
+      obligationRoutes({ database, now }),
+      alertRoutes(alertDeps),
       auditRoutes({ database, changes, now }),
     ],
   })
@@ -308,6 +321,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
           ...{ store, epochKeys, keys },
           lookAgainMs: config.sweep.everyHours * hourMs,
         }),
+        'alert.deliver': (duty, signal) => deliverAlert(alertDeps, duty, signal),
         'approval.expire': (duty) => expireApproval(accessDeps, duty),
       },
       report: ({ kind }, problem) => events.workFailed(kind, problem),

@@ -34,6 +34,8 @@ import {
   approvalView,
   reasonRequest,
 } from '@sluice/protocol/api-approvals'
+import { alertsQuery, alertTestReply, alertView } from '@sluice/protocol/api-alerts'
+import { dutyView, obligationsQuery } from '@sluice/protocol/api-obligations'
 import { purgeDetail, purgePreview, purgeRequest, purgeView } from '@sluice/protocol/api-purge'
 import { findingsQuery, findingView, sweepRequest, sweepView } from '@sluice/protocol/api-sweeps'
 import { auditEvent } from '@sluice/protocol/audit-event'
@@ -68,6 +70,9 @@ const routeShapes: Readonly<Record<string, RouteShape>> = {
   'GET /v1/join-tokens': { query: pageQuery, reply: pageOf(joinTokenView) },
   'POST /v1/join-tokens': { body: createJoinTokenRequest, reply: createdJoinToken },
   'POST /v1/join-tokens/:id/revoke': { body: nothing, reply: joinTokenView },
+  'GET /v1/obligations': { query: obligationsQuery, reply: pageOf(dutyView) },
+  'GET /v1/alerts': { query: alertsQuery, reply: pageOf(alertView) },
+  'POST /v1/alerts/test': { body: nothing, reply: alertTestReply },
   'GET /v1/audit': {
     query: pageQuery,
     reply: pageOf(z.strictObject({ ...auditEvent.shape, sha256: z.string() })),

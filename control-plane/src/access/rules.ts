@@ -242,6 +242,19 @@ export const routeRules: readonly RouteRule[] = [
     about: 'Takes a finding out of quarantine: it stays.',
   },
 
+  {
+    method: 'GET',
+    path: '/v1/obligations',
+    may: everyone,
+    about: 'Everything that is owed, and how far each duty has come.',
+  },
+  { method: 'GET', path: '/v1/alerts', may: everyone, about: 'Alerts, newest first.' },
+  {
+    method: 'POST',
+    path: '/v1/alerts/test',
+    may: ['operator', 'security'],
+    about: 'Sends a test alert to the channel.',
+  },
   { method: 'GET', path: '/v1/audit', may: ['security'], about: 'Audit events.' },
   {
     method: 'GET',

@@ -1,11 +1,13 @@
 /** All commands of `sluice`, put together; running them is up to the caller. */
 import { Command } from 'commander'
 import { buildVersion } from '../build.ts'
+import { addAlertCommands } from './alerts.ts'
 import { addApprovalCommands } from './approvals.ts'
 import { addAuditCommands } from './audit.ts'
 import { addDoctorCommand } from './doctor.ts'
 import { addAgentCommands } from './fleet.ts'
 import { addJobCommands } from './jobs.ts'
+import { addObligationsCommand } from './obligations.ts'
 import { addPurgeCommands } from './purge.ts'
 import { addServeCommands } from './serve.ts'
 import { addSweepCommands } from './sweep.ts'
@@ -35,6 +37,8 @@ export function sluiceProgram(): Command {
   addJobCommands(program)
   addPurgeCommands(program)
   addApprovalCommands(program)
+  addObligationsCommand(program)
+  addAlertCommands(program)
   addAuditCommands(program)
   addVerifyCommand(program)
   addSweepCommands(program)

@@ -80,10 +80,16 @@ async function controlPlane(): Promise<Finding[]> {
         hint: 'let both hosts follow a time server',
       },
       {
+        what: 'reserve',
+        ok: status.reserve === 'ready',
+        found: status.reserve,
+        hint: 'make room on the disk of the data directory: a purge on a full disk needs it',
+      },
+      {
         what: 'duties',
         ok: status.obligations.overdue === 0,
         found: `${status.obligations.overdue} overdue`,
-        hint: 'sluice jobs list --state deleting, then jobs show',
+        hint: 'sluice obligations --overdue',
       },
     ]
   } catch (error) {

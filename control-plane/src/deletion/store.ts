@@ -1,5 +1,5 @@
 /** Remembers everything still owed about a job, and the receipts that settle it. */
-import { and, asc, eq, gt, inArray, isNull, lte, min, ne, sql as raw } from 'drizzle-orm'
+import { and, asc, eq, gt, inArray, isNull, lte, min, ne, or, sql as raw } from 'drizzle-orm'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import {
   type AgentId,
@@ -8,6 +8,7 @@ import {
   type LeaseId,
   type ObligationId,
   obligationId,
+  type PurgeId,
 } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
@@ -17,6 +18,7 @@ import type { Queries, Transaction } from '../database/database.ts'
 import {
   agents,
   certificates,
+  commands,
   evidenceDocuments,
   jobKeys,
   type JobObligationKind,
@@ -319,6 +321,71 @@ export async function obligationsOfJob(sql: Queries, job: JobId): Promise<Obliga
     .orderBy(asc(obligations.createdAtMs), asc(obligations.id))
 }
 
+/** Duties with what tells how far each has come, in the order of their ids. */
+export async function pageOfDuties(
+  sql: Queries,
+  which: {
+    /** Sites the asker may see; null for all. */
+    sites: readonly string[] | null
+    nowMs: number
+    after?: ObligationId | undefined
+    /** Also what is done. */
+    all?: boolean
+    overdue?: boolean
+    kind?: string | undefined
+    jobId?: JobId | undefined
+    agentId?: AgentId | undefined
+    purgeId?: PurgeId | undefined
+    itemsMax: number
+  },
+): Promise<{ duty: Obligation; acked: boolean; proven: boolean }[]> {
+  const { sites, all = false, overdue = false } = which
+  const rows = await sql
+    .select({ duty: obligations, ackedAtMs: commands.ackedAtMs, proven: isProven })
+    .from(obligations)
+    .leftJoin(commands, eq(commands.id, obligations.commandId))
+    .where(
+      and(
+        sites === null ? undefined : inArray(obligations.site, [...sites]),
+        which.after === undefined ? undefined : gt(obligations.id, which.after),
+        all ? undefined : ne(obligations.state, 'done'),
+        overdue ? isOverdue(which.nowMs) : undefined,
+        which.kind === undefined ? undefined : eq(obligations.kind, which.kind as ObligationKind),
+        which.jobId === undefined ? undefined : eq(obligations.jobId, which.jobId),
+        which.agentId === undefined ? undefined : eq(obligations.agentId, which.agentId),
+        which.purgeId === undefined ? undefined : belongsTo(which.purgeId),
+      ),
+    )
+    .orderBy(asc(obligations.id))
+    .limit(which.itemsMax)
+  return rows.map(({ duty, ackedAtMs, proven }) => ({
+    duty,
+    acked: ackedAtMs !== null,
+    proven: proven === 1,
+  }))
+}
+
+/** Its receipt is there, and the document that holds the receipts of its job or purge. */
+const isProven = raw<
+  0 | 1
+>`(EXISTS (SELECT 1 FROM receipts WHERE receipts.obligation_id = ${obligations.id})
+  AND (EXISTS (SELECT 1 FROM certificates WHERE certificates.job_id = ${obligations.jobId})
+    OR EXISTS (SELECT 1 FROM evidence_documents
+      WHERE subject_id = ${obligations.subjectId} AND kind = 'purge-certificate')))`
+
+const isOverdue = (nowMs: number) =>
+  and(
+    eq(obligations.state, 'due'),
+    lte(obligations.deadlineAtMs, nowMs),
+    isNull(obligations.writtenOffAtMs),
+  )
+
+const belongsTo = (purge: PurgeId) =>
+  or(
+    eq(obligations.subjectId, purge),
+    raw`${obligations.jobId} IN (SELECT job_id FROM purge_jobs WHERE purge_id = ${purge})`,
+  )
+
 // ---------------------------------------------------------------- receipts
 
 export async function addReceipt(tx: Transaction, receipt: ReceiptRow): Promise<void> {
@@ -460,4 +527,9 @@ export async function endUploads(tx: Transaction, job: JobId, atMs: number): Pro
     .update(uploads)
     .set({ state: 'aborted', endedAtMs: atMs })
     .where(and(eq(uploads.jobId, job), inArray(uploads.state, ['creating', 'open'])))
+}
+
+/** Ends one upload in the ledger. */
+export async function endUpload(tx: Transaction, id: string, atMs: number): Promise<void> {
+  await tx.sql.update(uploads).set({ state: 'aborted', endedAtMs: atMs }).where(eq(uploads.id, id))
 }

@@ -1,9 +1,11 @@
 /** Decides what a purge may do alone, how far it reaches, and what each agent is ordered. */
+import type { Progress } from '@sluice/protocol/api-obligations'
 import { SluiceError } from '@sluice/protocol/errors'
-import type { AgentId, JobId } from '@sluice/protocol/ids'
+import type { JobId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { Command } from '@sluice/protocol/messages'
 import type { PurgeScope } from '@sluice/protocol/purge'
+import { progressOf } from '../deletion/rules.ts'
 
 /** Whether a second person must agree before anything is destroyed. */
 export function needsApproval(purge: {
@@ -63,15 +65,13 @@ export function reachOf(scope: PurgeScope, holdsJobs: boolean): Reach {
   return { kind: 'sealed', fromMs: 0, untilMs: Number.MAX_SAFE_INTEGER }
 }
 
-/** One agent of a purge and what it has of it. */
-export type AgentShare = { agentId: AgentId; site: string; reach: Reach; jobIds: readonly JobId[] }
-
 type PurgeOrder = Extract<Command, { type: 'purge' }>
 
 /** The orders for one agent, without their obligations: more than one when it has too many jobs. */
-export function ordersFor(
-  share: Pick<AgentShare, 'reach' | 'jobIds'>,
-): Pick<PurgeOrder, 'everything' | 'jobIds' | 'sealed'>[] {
+export function ordersFor(share: {
+  reach: Reach
+  jobIds: readonly JobId[]
+}): Pick<PurgeOrder, 'everything' | 'jobIds' | 'sealed'>[] {
   const { reach, jobIds } = share
   if (reach.kind === 'everything') return [{ everything: true, jobIds: [] }]
   const orders: Pick<PurgeOrder, 'everything' | 'jobIds' | 'sealed'>[] = []
@@ -100,7 +100,7 @@ export function lookAgainMs(runningMs: number): number {
 }
 
 /** What tells how far a duty has come. */
-export type DutyFacts = {
+type DutyFacts = {
   kind: string
   done: 0 | 1
   /** An order is a row, or a try was begun. */
@@ -109,15 +109,6 @@ export type DutyFacts = {
   acked: 0 | 1
   /** Its receipt is inside an issued certificate. */
   proven: 0 | 1
-}
-
-type Progress = 'owed' | 'requested' | 'delivered' | 'done' | 'proven'
-
-/** Each duty is in exactly one of these; none is shown as another. */
-export function progressOf(duty: DutyFacts): Progress {
-  if (duty.done === 1) return duty.proven === 1 ? 'proven' : 'done'
-  if (duty.acked === 1) return 'delivered'
-  return duty.asked === 1 ? 'requested' : 'owed'
 }
 
 /** Counts by kind and progress, in the order of the kinds. */
@@ -129,7 +120,9 @@ export function dutyProgress(
     const none = { kind: duty.kind, owed: 0, requested: 0, delivered: 0, done: 0, proven: 0 }
     const counts = kinds.get(duty.kind) ?? none
     kinds.set(duty.kind, counts)
-    counts[progressOf(duty)] += n
+    const { done, asked, acked, proven } = duty
+    const facts = { done: done === 1, asked: asked === 1, acked: acked === 1, proven: proven === 1 }
+    counts[progressOf(facts)] += n
   }
   return [...kinds.values()].toSorted((left, right) => (left.kind < right.kind ? -1 : 1))
 }
