@@ -114,7 +114,10 @@ CREATE TABLE `epochs` (
 	`id` text PRIMARY KEY NOT NULL,
 	`created_at_ms` integer NOT NULL,
 	`state` text NOT NULL,
-	`destroyed_at_ms` integer
+	`destroyed_at_ms` integer,
+	`store` text DEFAULT 'file' NOT NULL,
+	`level` text DEFAULT 'none' NOT NULL,
+	`level_reason` text DEFAULT 'not recorded' NOT NULL
 );
 --> statement-breakpoint
 CREATE TABLE `evidence_documents` (
@@ -279,8 +282,6 @@ CREATE TABLE `purge_jobs` (
 	FOREIGN KEY (`job_id`) REFERENCES `jobs`(`id`) ON UPDATE no action ON DELETE no action
 );
 --> statement-breakpoint
-CREATE INDEX `purge_jobs_unordered` ON `purge_jobs` (`purge_id`,`ordered_at_ms`);--> statement-breakpoint
-CREATE INDEX `purge_jobs_by_job` ON `purge_jobs` (`job_id`);--> statement-breakpoint
 CREATE TABLE `purges` (
 	`id` text PRIMARY KEY NOT NULL,
 	`scope` text NOT NULL,

@@ -11,6 +11,7 @@ export type HealthFacts = {
   /** Kind of the object store. */
   store: string
   connected: () => number
+  reserve: 'ready' | 'missing'
 }
 
 /** The state of everything, counted now. */
@@ -27,6 +28,7 @@ export async function statusOf(
     caSha256: facts.caSha256,
     evidenceKeyId: facts.evidenceKeyId,
     store: facts.store,
+    reserve: facts.reserve,
     agents: { known: counted.agents, connected: facts.connected() },
     jobs: counted.jobs,
     obligations: counted.obligations,

@@ -219,6 +219,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
     operatorUrl: () => urls.operator,
     agentUrl: () => urls.agent,
     refusals: { 'purge.begin': endRefused },
+    reserve,
     executors: {
       'purge.begin': beginApproved(purgeDeps),
       ...principalExecutors,

@@ -225,6 +225,8 @@ export const statusReply = z.strictObject({
   caSha256: z.string(),
   evidenceKeyId: z.string(),
   store: z.string(),
+  /** Room that a purge finds when the disk is full; `missing` while there is none to keep. */
+  reserve: z.enum(['ready', 'missing']),
   agents: z.strictObject({ known: z.int(), connected: z.int() }),
   jobs: z.record(z.string(), z.int()),
   /** Duties still owed, and how many of them are overdue. */

@@ -17,6 +17,8 @@ export type Queries = BetterSQLite3Database<typeof schema>
 export type Transaction = {
   sql: Queries
   afterCommit: (effect: () => void) => void
+  /** For what must be durable at once: the next write copies the log into the database, not this. */
+  hurry: () => void
 }
 
 export type Database = AsyncDisposable & {
@@ -54,6 +56,11 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
   let tail: Promise<unknown> = Promise.resolve()
   let failing = false
   let queue: Queued[] = []
+  let hurried = false
+  const hurry = (): void => {
+    hurried = true
+    writer.pragma('wal_autocheckpoint = 0')
+  }
 
   /** One transaction for all of `group`; with more than one, each in a savepoint of its own. */
   async function writeTogether(group: readonly Queued[]): Promise<void> {
@@ -68,6 +75,7 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
         const transaction = {
           sql: writing,
           afterCommit: (effect: () => void) => void mine.push(effect),
+          hurry,
         }
         const value = await change(transaction)
         if (group.length > 1) writer.exec('RELEASE change')
@@ -107,6 +115,9 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
       if (writer.inTransaction) writer.exec('ROLLBACK')
       if (isWriteFailure(error)) note(error)
       for (const { failed } of group) failed(translatedFailure(error))
+    } finally {
+      if (hurried) writer.pragma(`wal_autocheckpoint = ${checkpointPages}`)
+      hurried = false
     }
   }
 
@@ -133,6 +144,9 @@ type Queued = {
   done: (value: unknown) => void
   failed: (error: unknown) => void
 }
+
+/** SQLite's own default: so many pages of the log are copied into the database with a commit. */
+const checkpointPages = 1000
 
 /** Changes that become durable together: whoever comes next waits for all of them. */
 const groupChangesMax = 128

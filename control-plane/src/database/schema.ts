@@ -8,6 +8,7 @@ import {
   text,
   uniqueIndex,
 } from 'drizzle-orm/sqlite-core'
+import type { SanitisationLevel } from '@sluice/protocol/certificate'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import type {
   AgentId,
@@ -282,6 +283,10 @@ export const epochs = sqliteTable('epochs', {
   /** `rolling`: its key is durable, survivors are being re-sealed into it. */
   state: text().$type<'rolling' | 'current' | 'retired' | 'destroyed'>().notNull(),
   destroyedAtMs: integer(),
+  /** Where its key lives, and what its destruction may claim: a certificate claims the least. */
+  store: text().$type<'file' | 'pkcs11'>().notNull().default('file'),
+  level: text().$type<SanitisationLevel>().notNull().default('none'),
+  levelReason: text().notNull().default('not recorded'),
 })
 
 /** Job keys, wrapped: 12-byte nonce, ciphertext, 16-byte tag; AAD is job id and epoch id. */
@@ -572,11 +577,7 @@ export const purgeJobs = sqliteTable(
     /** When the duties of its holders became due and its own audit event was written. */
     orderedAtMs: integer(),
   },
-  (table) => [
-    primaryKey({ columns: [table.purgeId, table.jobId] }),
-    index('purge_jobs_unordered').on(table.purgeId, table.orderedAtMs),
-    index('purge_jobs_by_job').on(table.jobId),
-  ],
+  (table) => [primaryKey({ columns: [table.purgeId, table.jobId] })],
 )
 
 /** What was revoked, by whom and why; what is still owed of it are obligations with its id. */

@@ -13,7 +13,7 @@ import {
   purgeId,
 } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
-import { newId } from '@sluice/protocol/process/new-id'
+import { newId, newIds } from '@sluice/protocol/process/new-id'
 import type { PurgeScope } from '@sluice/protocol/purge'
 import { jobsSha256Of } from '@sluice/protocol/sealing/purge-digests'
 import { type Approved, askApproval, type NotApproved } from '../access/approvals.ts'
@@ -23,16 +23,9 @@ import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database, Queries, Transaction } from '../database/database.ts'
 import { addObligation } from '../deletion/store.ts'
-import { type BulkOrder, enqueueCommands } from '../fleet/store.ts'
+import { enqueueCommands } from '../fleet/store.ts'
 import type { Reserve } from './reserve.ts'
-import {
-  type AgentShare,
-  endsReceiveKeys,
-  needsApproval,
-  ordersFor,
-  reachOf,
-  siteOfPurge,
-} from './rules.ts'
+import { endsReceiveKeys, needsApproval, ordersFor, reachOf, siteOfPurge } from './rules.ts'
 import {
   addAgentDuties,
   addPurge,
@@ -219,6 +212,7 @@ type Beginning = {
 async function begin(deps: PurgeDeps, tx: Transaction, from: Beginning): Promise<void> {
   const { id, within, actor, atMs, approvedBy } = from
   const { site, scope } = within
+  tx.hurry()
   const hit = strike(tx, { id, within, atMs, receiveKeys: endsReceiveKeys(scope) })
   orderAgents(deps, tx, { id, within, atMs, hit })
   const facts = {
@@ -263,30 +257,35 @@ function orderAgents(
   of: { id: PurgeId; within: Within; atMs: number; hit: Hit },
 ): void {
   const { id, within, atMs, hit } = of
-  const jobsOf = jobsByAgent(tx.sql, id)
   const holding = new Set(hit.heldSkipped.map(({ agentId }) => agentId))
-  const orders: BulkOrder[] = []
-  const duties: Parameters<typeof addAgentDuties>[2][number][] = []
-  for (const agent of hit.agents) {
-    const share: AgentShare = {
-      agentId: agent.id,
-      site: agent.site,
-      reach: agent.covered === 1 ? reachOf(within.scope, holding.has(agent.id)) : { kind: 'jobs' },
-      jobIds: jobsOf.get(agent.id) ?? [],
-    }
-    for (const what of ordersFor(share)) {
-      const duty = newId(obligationId, atMs)
-      const order = newId(commandId, atMs)
-      orders.push({
-        id: order,
-        agentId: agent.id,
-        lane: 'emergency',
-        command: { type: 'purge', purgeId: id, obligationId: duty, ...what },
-      })
-      duties.push({ id: duty, agentId: agent.id, site: agent.site, commandId: order })
-    }
-  }
-  enqueueCommands(tx, orders, atMs, deps.changes)
+  const reached = hit.agents.map((agent) => ({
+    agent,
+    reach:
+      agent.covered === 1
+        ? reachOf(within.scope, holding.has(agent.id))
+        : ({ kind: 'jobs' } as const),
+  }))
+  // Who is told to wipe all needs no list of jobs.
+  const lists = reached.some(({ reach }) => reach.kind !== 'everything')
+  const jobsOf = lists ? jobsByAgent(tx.sql, id) : undefined
+  const orders = reached.flatMap(({ agent, reach }) =>
+    ordersFor({ reach, jobIds: jobsOf?.get(agent.id) ?? [] }).map((what) => ({ agent, what })),
+  )
+  const dutyIds = newIds(obligationId, atMs, orders.length)
+  const orderIds = newIds(commandId, atMs, orders.length)
+  const commands = orders.map(({ agent, what }, index) => ({
+    id: orderIds[index]!,
+    agentId: agent.id,
+    lane: 'emergency' as const,
+    command: { type: 'purge' as const, purgeId: id, obligationId: dutyIds[index]!, ...what },
+  }))
+  const duties = commands.map((order, index) => ({
+    id: order.command.obligationId,
+    agentId: order.agentId,
+    site: orders[index]!.agent.site,
+    commandId: order.id,
+  }))
+  enqueueCommands(tx, commands, atMs, deps.changes)
   // Who is connected answers much sooner by itself.
   addAgentDuties(tx, id, duties, { atMs, nextTryAtMs: atMs + limits.wipeReminderMs })
 }

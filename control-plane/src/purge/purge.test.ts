@@ -7,7 +7,7 @@ import type { JobId, PrincipalId, PurgeId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { PurgeScope } from '@sluice/protocol/purge'
 import { verifyPurgeCertificate, verifyPurgeReport } from '@sluice/protocol/sealing/verify-purge'
-import { decideApproval, type Executors } from '../access/approvals.ts'
+import { decideApproval } from '../access/approvals.ts'
 import { listAudit, verifyAudit } from '../audit/store.ts'
 import { onDisk } from '../database/full-disk.test-setup.ts'
 import {
@@ -25,7 +25,13 @@ import { beginApproved, endRefused, type PurgeDeps, requestPurge } from './begin
 import { interimReport } from './conclude.ts'
 import { acceptPurgeReceipt } from './receipts.ts'
 import { documentOf, purgeById } from './store.ts'
-import { makeWorld, purgeReceiptBy, type Signing, type World } from './world.test-setup.ts'
+import {
+  effectsOf,
+  makeWorld,
+  purgeReceiptBy,
+  type Signing,
+  type World,
+} from './world.test-setup.ts'
 
 const withCode = (code: ErrorCode) => (error: unknown) => isSluiceError(error, code)
 
@@ -59,7 +65,7 @@ async function agree(id: PurgeId, by: PrincipalId, give = true): Promise<void> {
   await decideApproval(
     {
       ...{ database, changes, now },
-      executors: { 'purge.begin': beginApproved(world.deps) } as Executors,
+      executors: { 'purge.begin': beginApproved(world.deps) },
       refusals: { 'purge.begin': (tx, refused) => endRefused(tx, refused) },
     },
     { approvalId: row.approvalId!, access: accessOf(by), give },
@@ -415,8 +421,7 @@ describe('a purge whose n-th effect fails', () => {
       await work()
       throw new Killed()
     }
-    const write = ground.database.write.bind(ground.database)
-    ground.database.write = (change) => effect(() => write(change))
+    const faulty = { ...place.deps, database: effectsOf(ground.database, effect) }
     const { store } = place.parts
     const failing = {
       deleteAll: (key: never) => effect(() => store.deleteAll(key)),
@@ -434,14 +439,14 @@ describe('a purge whose n-th effect fails', () => {
     const access = accessOf(person)
     const scope = { kind: 'everything' } as const
     const ask = { scope, reason: 'a test', breakGlass: false, includingHeld: false, access }
-    const outcome = await requestPurge(place.deps, ask).catch((error: unknown) => error)
-    const read = ground.database.read
+    const outcome = await requestPurge(faulty, ask).catch((error: unknown) => error)
+    const read: typeof ground.database.read = (query) => ground.database.read(query)
     const left = (await read((sql) => sql.select().from(jobKeys))).length
     const begun = (await read((sql) => sql.select().from(purges))).length
     if (begun === 0) {
       assert.ok(outcome instanceof Killed)
       assert.equal(left, 2, 'nothing has begun')
-      await again(() => requestPurge(place.deps, ask))
+      await again(() => requestPurge(faulty, ask))
     } else {
       assert.equal(left, 0, 'keys are unusable with the intent')
       const owed = await read((sql) => sql.select().from(obligations))
@@ -454,10 +459,8 @@ describe('a purge whose n-th effect fails', () => {
       const over = states.every((one) => one.state === 'concluded')
       assert.equal(documents !== undefined, over, 'no certificate before the end')
       if (over) break
-      await place.work({ store: failing }).catch((error: unknown) => {
-        if (!(error instanceof Killed)) throw error
-      })
-      for (const agent of [cam, node]) await again(() => place.obey(agent))
+      await place.work({ store: failing }, effect)
+      for (const agent of [cam, node]) await again(() => place.obey(agent, effect))
       ground.clock.nowMs += 700_000
     }
     const rows = await read((sql) => sql.select().from(jobs))

@@ -28,6 +28,7 @@ import {
   purgeReceiptPayloadType,
 } from '@sluice/protocol/sealing/verify-purge-receipt'
 import { receiptPayloadType } from '@sluice/protocol/sealing/verify-receipt'
+import type { Database } from '../database/database.ts'
 import {
   agents,
   apiTokens,
@@ -74,11 +75,19 @@ export type World = AsyncDisposable & {
   ): Promise<Signing>
   person(): Promise<PrincipalId>
   job(options: NewTestJob): Promise<JobId>
-  /** Lets the engine work until nothing is due. */
-  work(changed?: Partial<DeletionParts>): Promise<void>
+  /** Lets the engine work until nothing is due; `effect` stands around what purges do. */
+  work(changed?: Partial<DeletionParts>, effect?: Effect): Promise<void>
   /** An agent does and signs everything it was ordered, emergency lane first. */
-  obey(agent: Signing): Promise<void>
+  obey(agent: Signing, effect?: Effect): Promise<void>
   purgeOrders(agent: AgentId): Promise<PurgeOrder[]>
+}
+
+/** May die before or after its work. */
+export type Effect = <T>(work: () => Promise<T>) => Promise<T>
+
+/** A database whose every write is an effect. */
+export function effectsOf(database: Database, effect: Effect): Database {
+  return { ...database, write: (change) => effect(() => database.write(change)) }
 }
 
 export type NewTestJob = {
@@ -118,7 +127,10 @@ export async function makeWorld(aloneJobsMax = 100): Promise<World> {
   const parts: DeletionParts = {
     ...ground,
     evidence,
-    keys: { level: { level: 'Clear', reason: 'a test says so' }, roll },
+    keys: {
+      levelSince: () => Promise.resolve({ level: 'Clear', reason: 'a test says so' } as const),
+      roll,
+    },
     store: {
       deleteAll: (key) => {
         effects.push('delete')
@@ -126,7 +138,7 @@ export async function makeWorld(aloneJobsMax = 100): Promise<World> {
       },
       remains: (key) =>
         Promise.resolve({ objects: objects.has(key) ? 1 : 0, versions: 0, uploads: 0 }),
-    } as DeletionParts['store'],
+    },
     turns: createTurns(),
     expireJob: () => Promise.resolve(),
     noticeExpiry: () => Promise.resolve(),
@@ -260,8 +272,12 @@ export async function makeWorld(aloneJobsMax = 100): Promise<World> {
       return id
     },
 
-    async work(changed = {}) {
-      const carry = { database, changes, now, evidence, keys: { rollNow: roll } }
+    async work(changed = {}, effect = (work) => work()) {
+      const carry = {
+        ...{ changes, now, evidence },
+        database: effectsOf(database, effect),
+        keys: { rollNow: () => effect(roll) },
+      }
       await using engine = createObligationEngine({
         ...parts,
         others: {
@@ -279,13 +295,14 @@ export async function makeWorld(aloneJobsMax = 100): Promise<World> {
       return open.map((row) => row.body).filter((body) => body.type === 'purge')
     },
 
-    async obey(agent) {
+    async obey(agent, effect = (work) => work()) {
+      const door = { ...ground, database: effectsOf(database, effect) }
       const rows = await database.read((sql) =>
         sql.select().from(commands).where(eq(commands.agentId, agent.id)),
       )
       for (const { body } of rows) {
         if (body.type === 'purge')
-          await acceptPurgeReceipt(ground, agent.id, purgeReceiptBy(agent, body, now()))
+          await acceptPurgeReceipt(door, agent.id, purgeReceiptBy(agent, body, now()))
         if (body.type === 'spool.delete') await sign(body.jobId, 'spool.delete', 'unlink')
         if (body.type === 'lease.end') await sign(body.jobId, 'lease.wipe', 'process-exit')
       }
@@ -304,7 +321,7 @@ export async function makeWorld(aloneJobsMax = 100): Promise<World> {
         }
         const statement = receiptOf(receipt, 'ab'.repeat(32))
         const envelope = signStatement(receiptPayloadType, statement, agent.signer)
-        await acceptReceipt(ground, agent.id, envelope)
+        await acceptReceipt(door, agent.id, envelope)
       }
     },
 
