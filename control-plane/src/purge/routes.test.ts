@@ -69,7 +69,6 @@ describe('purge routes', () => {
     assert.notEqual(certificate.keysUnrecoverableAtMs, undefined)
 
     const owed = await post({ scope: { kind: 'everything' }, reason: 'a test' })
-    if (owed.status !== 202) console.log(owed.text)
     assert.equal(owed.status, 202)
     const open = purgeDetail.parse(owed.json)
     assert.deepEqual([open.state, open.silentCount, open.agents], ['running', 1, 1])
