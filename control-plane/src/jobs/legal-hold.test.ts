@@ -21,6 +21,7 @@ import {
   testJobDeps,
 } from '../doubles.ts'
 import { openCommands } from '../fleet/store.ts'
+import { beginApproved, requestPurge } from '../purge/begin.ts'
 import { announceJob } from './announce.ts'
 import { abandonJob, deleteJob, expireJob } from './delete.ts'
 import { dispatchOnce } from './dispatch.ts'
@@ -294,6 +295,62 @@ describe('a legal hold', () => {
             isSluiceError(end.reason, 'job.held') || isSluiceError(end.reason, 'request.conflict'),
           )
     }
+  })
+
+  it('races a purge: the first wins, and what is held is skipped', async () => {
+    for (const holdFirst of [true, false]) {
+      const id = await stored()
+      const free = await stored()
+      const purge = () =>
+        requestPurge(
+          {
+            ...{ database: ground.database, changes: ground.changes, now: ground.now },
+            ...{ storeKind: 's3', aloneJobsMax: 10, reserve: { free: async () => false } },
+          },
+          {
+            ...{ scope: { kind: 'agent', agentId: capture.id }, reason: 'stolen', access },
+            ...{ breakGlass: false, includingHeld: false },
+          },
+        )
+      const works = holdFirst ? [() => hold(id), purge] : [purge, () => hold(id)]
+      const [first, second] = await Promise.allSettled(works.map((work) => work()))
+      assert.equal(first?.status, 'fulfilled')
+      assert.equal(second?.status, holdFirst ? 'fulfilled' : 'rejected')
+      const job = await jobNow(id)
+      assert.equal(job.state, holdFirst ? 'frozen' : 'deleting')
+      assert.equal(await ground.database.read((sql) => hasKey(sql, id)), holdFirst)
+      assert.equal((await jobNow(free)).state, 'deleting', 'control: the purge was real')
+    }
+  })
+
+  it('that came while a purge waited for its second person outlives that purge', async () => {
+    const purging = {
+      ...{ database: ground.database, changes: ground.changes, now: ground.now },
+      ...{ storeKind: 's3', aloneJobsMax: 0, reserve: { free: async () => false } },
+    }
+    const id = await stored()
+    const free = await stored()
+    await requestPurge(purging, {
+      ...{ scope: { kind: 'agent', agentId: capture.id }, reason: 'stolen', access },
+      ...{ breakGlass: false, includingHeld: false },
+    })
+    assert.equal((await jobNow(id)).state, 'frozen')
+    await hold(id)
+    const [asked] = await ground.database.read((sql) => sql.select().from(approvals))
+    assert(asked?.operation.kind === 'purge.begin')
+    const { operation } = asked
+    await ground.database.write((tx) =>
+      beginApproved(purging)(tx, {
+        operation,
+        ...{ approvalId: asked.id, askedBy: one, approvedBy: other, reason: asked.reason },
+        ...{ askedAtMs: asked.askedAtMs, atMs: ground.now() },
+      }),
+    )
+    assert.deepEqual([(await jobNow(id)).state, (await jobNow(free)).state], ['frozen', 'deleting'])
+    await lift(id)
+    assert.equal((await jobNow(id)).state, 'frozen', 'the purge had locked it before the hold')
+    await releaseJob(deps, { jobId: id, actor })
+    assert.equal((await jobNow(id)).state, 'stored')
   })
 
   it('says in the audit log who set it, why, and who lifted it', async () => {
