@@ -1,0 +1,150 @@
+#!/bin/sh
+# Verifies a deletion or purge certificate offline, sharing no code with Sluice: POSIX sh, openssl 3, jq 1.6
+# or later. Use: verify.sh FILE --trust evidence-public.pem. Exit 0: verified. 3: do not trust it; one line says
+# why, with the codes of `sluice verify`. 2: no readable file or key. A report is no certificate: 3.
+set -u; export LC_ALL=C
+fail() { printf '%s: %s\n' "$1" "$2" >&2; exit "${3:-3}"; }
+[ $# -eq 3 ] && [ "$2" = --trust ] || fail usage 'verify.sh FILE --trust KEY' 2
+for file in "$1" "$3"; do [ -f "$file" ] && [ -r "$file" ] || fail usage "$file: cannot be read" 2; done
+[ "$(head -c 26 "$3" | tr -d '\0')" = '-----BEGIN PUBLIC KEY-----' ] || fail usage 'no public key in PEM' 2
+work=$(mktemp -d) || exit 1; trap 'rm -rf "$work"' EXIT; trap 'exit 1' HUP INT TERM
+openssl pkey -pubin -in "$3" -outform DER -out "$work/key" 2>/dev/null || fail usage 'no public key in PEM' 2
+# Shapes: an object has exactly these members (`?`: or not), a list is [least, most, each]; a text is `int`,
+# `bool`, `text` or `b64` with its greatest length, or else a regular expression for the whole string.
+# shellcheck disable=SC2016
+lib='def no(c; $why): if c then "evidence." + $why else empty end;
+def b64: length % 4 == 0 and (.[:-2] | test("[^A-Za-z0-9+/]") | not) and (. == "" or (.[-4:] |
+  test("\\A([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=|[A-Za-z0-9+/][AQgw]==)\\z")));
+def fits($t): . as $v | $t | if type == "object" then ($v | type) == "object" and ($v | keys) - [keys[] | rtrimstr("?")] == [] and
+  all(keys[]; . as $k | rtrimstr("?") as $name | if $v | has($name) then $v[$name] | fits($t[$k]) else $k != $name end) elif type ==
+  "array" then ($v | type == "array" and length >= $t[0] and length <= $t[1]) and all($v[]; fits($t[2])) elif . == "int" then ($v | type)
+  == "number" and $v >= 0 elif . == "bool" then ($v | type) == "boolean" elif ($v | type) != "string" then false elif startswith("text")
+  then ($v | length) <= ($t[4:] | tonumber) elif startswith("b64") then ($v | b64) and ($v | length) <= ($t[3:] | tonumber) else $t as $re
+  | $v | test("\\A(" + $re + ")\\z") end;
+def id: "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"; def sha: "[0-9a-f]{64}";
+def own: ["object-store", "job-key", "result-blob"];
+def holder: {kind: "capture-spool|gpu-lease|object-store|job-key|result-blob", id: "\(id)|\(sha)"};
+def envelope: {payload: "b6489478490", payloadType: ("application/vnd\\.sluice\\.(receipt|result|deletion-certificate" +
+  "|purge-(receipt|certificate|report|bundle)|write-off)\\.v1\\+json"), signatures: [1, 1, {keyid: sha, sig: "b6488"}]};
+def each_is($t): split(" ") | map({key: ., value: $t}) | from_entries;
+def signer: {keyId: sha, publicKey: "b64128", holderId: "\(id)|\(sha)"} + ("notBeforeMs? notAfterMs? revokedAtMs?" | each_is("int"));
+def statement($about; $type; $predicate): fits({_type: "https://in-toto\\.io/Statement/v1", subject: [1, 1, {name: "\($about):\(id)",
+  digest: {sha256: sha}}], predicateType: "urn:sluice:\($type):1", predicate: $predicate});
+def certificate: {level: "Purge|Clear|none", levelReason: "text500", exclusions: [6, 64, "text500"]} +
+  ("intentAtMs keysUnusableAtMs keysUnrecoverableAtMs objectsAbsentAtMs" | each_is("int"));
+def job_shape: statement("job"; "deletion-certificate"; certificate + {jobId: id, site: "text128", leases: [0, 9e9, {leaseId: id, fence:
+  "int", nodeId: id}], holders: [3, 1024, {obligationId: id, holder: holder, "leaseId?": id, confirmedAtMs: "int", receiptSha256: sha}],
+  receipts: [3, 1024, envelope], signers: [1, 1024, signer]} + ("announcedAtMs issuedAtMs" | each_is("int"))) and all(.predicate.leases[];
+  .fence > 0);
+def scope_shape: {job: {jobId: id}, agent: {agentId: id}, site: {site: "text128"}, label: {key: "text64", value: "text64"}, store: {store:
+  "directory|s3"}, time: {fromMs: "int", untilMs: "int"}, everything: {}};
+def purge_shape: statement("purge"; "purge-certificate"; certificate + {scope: ((.predicate.scope? | .kind?) as $kind | scope_shape | if
+  has("\($kind)") then .["\($kind)"] + {kind: "\($kind)"} else "int" end), site: "text128", "approvedBy?": id, includingHeld: "bool",
+  breakGlass: "bool", heldSkipped: {count: "int", jobIds: [0, 1000, id]}, agents: [0, 16384, {agentId: id, obligationId: id, everything:
+  "bool", orderSha256: sha, confirmedAtMs: "int", receiptSha256: sha}], receipts: [0, 16384, envelope], signers: [0, 16384, signer], jobs:
+  [0, 100000, {jobId: id, certificateSha256: sha}]} + ("requestedAtMs ordersDurableAtMs concludedAtMs jobsCount" | each_is("int")) +
+  ("reasonSha256 jobsSha256 certificatesSha256" | each_is(sha)) + ("purgeId requestedBy" | each_is(id))) and all(.predicate | .site,
+  (.scope | .site?, .key?, .value?); . != "") and (.predicate.scope | .kind != "time" or .fromMs < .untilMs); def disordered: . != sort;
+def twice: length != (unique | length);
+def unlisted: no(["copies made outside the system, such as screenshots or results derived from the media",
+  "the source file and the disk it was captured on", "results delivered to the capture host",
+  "memory of graphics processors and other devices", "snapshots or migrations by a hypervisor",
+  "pages freed by the operating system that were not overwritten yet"] - .exclusions != []; "incomplete: an exclusion is missing");
+def signers($holders): (.signers | range(length) as $i | .[$i] as $s | .[:$i] as $before | no(($s.publicKey |
+  startswith("MCowBQYDK2VwAyEA") and length == 60 | not) or $ids[$i] != $s.keyId or any($before[]; .holderId == $s.holderId or .keyId ==
+  $s.keyId); "invalid: a signer twice, or under a wrong id"), no(($s.holderId == $trusted) != ($s.keyId == $trusted);
+  "untrusted: a signer uses the name of another"), ([$s.notBeforeMs, $s.notAfterMs] as [$from, $until] | no(if $s.keyId == $trusted then
+  [$from, $until, $s.revokedAtMs] != [null, null, null] else $from == null or $until == null or $until <= $from end;
+  "invalid: a signer without a time, or the evidence key with one"))), no([.signers[].holderId] - $holders != [];
+  "invalid: a signer holds nothing");
+def judge_job: .subject[0].name as $name | .predicate | . as $p | .holders as $held | no($name != "job:" + .jobId or ([.announcedAtMs,
+  .intentAtMs, .keysUnusableAtMs, .keysUnrecoverableAtMs, .issuedAtMs] | disordered) or ([.intentAtMs, .objectsAbsentAtMs, .issuedAtMs] |
+  disordered) or any($held[]; [$p.announcedAtMs, .confirmedAtMs, $p.issuedAtMs] | disordered); "invalid: two jobs, or times in disorder"),
+  unlisted, signers([$held[].holder.id]), no(any([$held[].obligationId], [.leases[].leaseId], [.leases[].fence]; twice);
+  "invalid: something is listed twice"), no(["capture-spool", "object-store", "job-key"] - [$held[].holder.kind] != [];
+  "incomplete: a holder is missing"), no([.leases[].leaseId] - [$held[].leaseId] != []; "incomplete: a lease was never confirmed"),
+  no([$held[] | .leaseId // .holder.kind] | twice; "invalid: a holder is listed twice"), ($held[] | .leaseId as $lease | no((own -
+  [.holder.kind] != own) != (.holder.id == $trusted); "untrusted: a holder is spoken for by another"), no((.holder.kind == "gpu-lease") !=
+  ($lease != null) or ($lease != null and [$p.leases[] | select(.leaseId == $lease) | .nodeId] != [.holder.id]);
+  "invalid: a lease and its holder do not fit"));
+def judge_purge: .subject[0] as $about | .predicate | . as $p | no($about != {name: "purge:\(.purgeId)", digest: {sha256: $digests[0]}} or
+  .approvedBy == .requestedBy or ([.requestedAtMs, .intentAtMs, .keysUnusableAtMs, .keysUnrecoverableAtMs, .concludedAtMs] | disordered)
+  or any(.ordersDurableAtMs, .objectsAbsentAtMs, .agents[].confirmedAtMs; [$p.intentAtMs, ., $p.concludedAtMs] | disordered);
+  "invalid: another purge, one person alone, or times in disorder"), no(.includingHeld and .approvedBy == null;
+  "incomplete: held jobs take a second person"), no(.includingHeld and .heldSkipped.count > 0;
+  "invalid: held jobs are both skipped and included"), no((.heldSkipped.jobIds | length) != ([.heldSkipped.count, 1000] | min);
+  "incomplete: held jobs are not named"), unlisted, (if .jobsCount > 100000 and .jobs == [] then empty else no((.jobs | length) !=
+  .jobsCount; "incomplete: a job has no certificate"), no(([.jobs[].jobId] | . != unique) or $digests[1] != .jobsSha256 or $digests[2] !=
+  .certificatesSha256; "invalid: its jobs are not those it names") end), signers([.agents[].agentId]), no([.agents[].obligationId] |
+  twice; "invalid: an obligation is listed twice");
+def receipt_shape: ({obligationId: id, checked: [1, 16, "text128"], startedAtMs: "int", wipedAtMs: "int"}) as $both | if .predicateType ==
+  "urn:sluice:receipt:1" then statement("job"; "receipt"; $both + {jobId: id, holder: holder, "leaseId?": id, "fence?": "int",
+  "isolation?": "bubblewrap|none", method: "text99", "memoryLevel?": "no-swap|tmpfs-noswap|cgroup-swap-max-0|ramfs|swap-allowed"}) else
+  statement("purge"; "purge-receipt"; $both + {purgeId: id, agentId: id, everything: "bool"} +
+  ("spoolsWiped draftsWiped leasesEnded resultsWiped" | each_is("int"))) end;
+def each: .subject[0].digest.sha256 as $header | .predicate as $p | ($p.holders // $p.agents) as $all | ($p.signers | map({key: .holderId,
+  value: .}) | from_entries) as $by | range($all | length) as $i | $all[$i] as $h | $by[$h.agentId // $h.holder.id] as $s | {sha:
+  $h.receiptSha256, key: $s.publicKey, id: $s.keyId, one: $p.receipts[$i], want: ($h | if .agentId then {purgeId: $p.purgeId, header:
+  .orderSha256, agentId, obligationId, everything} else {jobId: $p.jobId, $header, obligationId, holder, leaseId, fence: (.leaseId as $l |
+  first($p.leases[] | select(.leaseId == $l) | .fence) // null)} end), problem: first( no($p.receipts[$i] == null;
+  "incomplete: a holder has no receipt"), no($s == null; "incomplete: the signer of a receipt is not listed"), no($h.confirmedAtMs <
+  ($s.notBeforeMs // 0) or $h.confirmedAtMs >= ($s.notAfterMs // 9e99) or $h.confirmedAtMs >= ($s.revokedAtMs // 9e99);
+  "untrusted: a signer was expired or revoked"), "none")};
+def answers($want): .subject[0] as $about | .predicate | (. + {header: $about.digest.sha256}) as $said | .holder.kind as $kind | all($want
+  | to_entries[]; .value == $said[.key]) and .startedAtMs <= .wipedAtMs and $about.name == (if .jobId then "job:\(.jobId)" else
+  "purge:\(.purgeId)" end) and ($kind == null or .method == ({"capture-spool": "unlink", "gpu-lease": "process-exit", "job-key":
+  "epoch-roll"}[$kind] // "object-delete") or (.method == "never-held" and own - [$kind] == own));
+'
+trusted='' ids='[]' digests='[]'
+ask() { file=$1; shift; jq --arg trusted "$trusted" --argjson ids "$ids" --argjson digests "$digests" "$@" "$file"; }
+sha256() { openssl dgst -sha256 -r | cut -c 1-64; }
+canonical() { # FILE: byte for byte what RFC 8785 makes of it (jq 1.6 escapes DEL, RFC 8785 does not)
+  jq -es 'length == 1 and (.[0] | ([paths | length] | max // 0) <= 32 and all(.. | numbers; . <= 9007199254740991
+    and . >= -9007199254740991 and (tostring | test("\\A(0|-?[1-9][0-9]*)\\z"))))' "$1" >/dev/null 2>&1 &&
+    { tr '\177' x <"$1" && echo; } >"$work/plain" && jq -cS . "$work/plain" 2>/dev/null | cmp -s - "$work/plain" ||
+    fail evidence.not_canonical 'not JSON in its canonical form'
+}
+signed() { # ENVELOPE KIND KEY ID [SHA256]: signed as that kind by that key; leaves what it says in $work/said
+  type=application/vnd.sluice.$2.v1+json
+  ask "$1" -e --arg type "$type" "$lib fits(envelope) and .payloadType == \$type" >/dev/null 2>&1 || fail evidence.invalid "not a signed $2"
+  jq -j .payload "$1" | openssl base64 -d -A >"$work/said"
+  [ $# -eq 4 ] || [ "$(sha256 <"$work/said")" = "$5" ] || fail evidence.invalid 'not the receipt that was confirmed'
+  openssl pkey -pubin -inform DER -in "$3" -noout -text 2>/dev/null | grep -q '^ED25519' &&
+    [ "$(jq -r '.signatures[0].keyid' "$1")" = "$4" ] || fail evidence.untrusted 'signed by another key'
+  jq -j '.signatures[0].sig' "$1" | openssl base64 -d -A >"$work/sig"
+  { printf 'DSSEv1 %d %s %d ' ${#type} "$type" "$(wc -c <"$work/said")" && cat "$work/said"; } >"$work/bytes"
+  openssl pkeyutl -verify -pubin -keyform DER -inkey "$3" -rawin -in "$work/bytes" -sigfile "$work/sig" \
+    >/dev/null 2>&1 || fail evidence.untrusted 'the signature does not match'
+  canonical "$work/said"
+}
+bytes=$(wc -c <"$1")
+[ "$bytes" -le 67108864 ] || fail evidence.invalid 'too large'
+canonical "$1"
+kind=$(jq -r '.payloadType? | strings | ltrimstr("application/vnd.sluice.") | rtrimstr(".v1+json")' "$1")
+case $kind in
+  purge-certificate) name=purge receipt=purge-receipt ;; purge-report | write-off) name=report ;;
+  *) kind=deletion-certificate name=job receipt=receipt ;;
+esac
+[ "$bytes" -le 8388608 ] || [ "${kind%%-*}" = purge ] || fail evidence.invalid 'too large'
+trusted=$(sha256 <"$work/key"); signed "$1" "$kind" "$work/key" "$trusted"
+[ $name != report ] || fail evidence.incomplete "this is a $kind, not a certificate"
+mv "$work/said" "$work/doc"
+ask "$work/doc" -e "$lib ${name}_shape" >/dev/null 2>&1 || fail evidence.invalid "not a $kind"
+ids=$(jq -r '.predicate.signers[].publicKey' "$work/doc" | while read -r key; do
+  printf %s "$key" | openssl base64 -d -A | sha256; done | jq -Rn '[inputs]')
+digests=$(for of in '{jobsSha256, scope}' '.jobs[]?.jobId' '.jobs[]? | "\(.jobId) \(.certificateSha256)"'; do
+  jq -rcS ".predicate | $of" "$work/doc" >"$work/of"
+  case $of in '{'*) tr -d '\n' <"$work/of" ;; *) cat "$work/of" ;; esac | sha256; done | jq -Rn '[inputs]')
+verdict=$(ask "$work/doc" -r "$lib first(judge_$name, \"ok\")") || fail evidence.invalid 'it cannot be judged'
+[ "$verdict" = ok ] || fail "${verdict%%: *}" "${verdict#*: }"
+ask "$work/doc" -c "$lib each" >"$work/each" || fail evidence.invalid 'its receipts cannot be judged'
+while IFS= read -r line; do
+  printf '%s' "$line" >"$work/line"; problem=$(jq -r .problem "$work/line")
+  [ "$problem" = none ] || fail "${problem%%: *}" "${problem#*: }"
+  jq -c .one "$work/line" >"$work/one"; jq -j .key "$work/line" | openssl base64 -d -A >"$work/signer"
+  signed "$work/one" "$receipt" "$work/signer" "$(jq -r .id "$work/line")" "$(jq -r .sha "$work/line")"
+  ask "$work/said" -e --slurpfile line "$work/line" "$lib receipt_shape and answers(\$line[0].want)" >/dev/null 2>&1 ||
+    fail evidence.invalid 'a receipt speaks for something else'
+done <"$work/each"
+[ "$(jq '.predicate | (.receipts | length) - (.holders // .agents | length)' "$work/doc")" = 0 ] || fail evidence.invalid 'a receipt has no holder'
+jq -r '"verified: \(.subject[0].name), level \(.predicate.level), not claimed:", "- " + .predicate.exclusions[]' "$work/doc"
