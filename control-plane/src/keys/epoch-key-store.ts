@@ -10,6 +10,8 @@ export type DestructionLevel = { level: SanitisationLevel; reason: string }
  * call them; `create` and `load` belong in the key process.
  */
 export type EpochKeyStore = AsyncDisposable & {
+  /** Where `create` puts keys; recorded with each epoch. */
+  readonly name: 'file' | 'pkcs11'
   /**
    * Makes a key durable: when it returns, the key was written and read back.
    *
@@ -31,4 +33,14 @@ export type EpochKeyStore = AsyncDisposable & {
   /** Epochs that have a key here. */
   list(): Promise<EpochId[]>
   level(): Promise<DestructionLevel>
+}
+
+const worstFirst: readonly SanitisationLevel[] = ['none', 'Clear', 'Purge']
+
+/** The least of several claims; nothing may be claimed of none. */
+export function weakestOf(levels: readonly DestructionLevel[]): DestructionLevel {
+  const [weakest] = levels.toSorted(
+    (left, right) => worstFirst.indexOf(left.level) - worstFirst.indexOf(right.level),
+  )
+  return weakest ?? { level: 'none', reason: 'no epoch is recorded' }
 }

@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url'
 import { type ErrorCode, SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { type KeyHolder, keyOperations } from './key-operations.ts'
+import type { EpochKeysPlace } from './open-epoch-keys.ts'
 
 export type KeyQuestion = { number: number; operation: keyof KeyHolder; request: unknown }
 export type KeyAnswer = {
@@ -37,12 +38,16 @@ const entry = fileURLToPath(new URL(`./key-process${extname(import.meta.url)}`, 
  */
 export async function startKeyProcess(options: {
   slotFile: string
+  store?: EpochKeysPlace['store']
+  pkcs11?: EpochKeysPlace['pkcs11']
   /** For one request; longer, and the process is ended. */
   timeoutMs?: number
 }): Promise<KeyProcess> {
-  const child = fork(entry, [options.slotFile], {
+  const { slotFile, store = 'file', pkcs11 } = options
+  const place: EpochKeysPlace = { slotFile, store, ...(pkcs11 === undefined ? {} : { pkcs11 }) }
+  const child = fork(entry, [JSON.stringify(place)], {
     serialization: 'advanced',
-    env: {},
+    env: pkcs11 === undefined ? {} : libraryEnvironment(),
     // SIGUSR1 would open a debugger, and with it the memory, to every user of this host.
     execArgv: ['--disable-sigusr1'],
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
@@ -50,6 +55,24 @@ export async function startKeyProcess(options: {
   const link = linkTo(child, options.timeoutMs ?? limits.requestTimeoutMs)
   await link.ready
   return link.process
+}
+
+/** Where PKCS#11 libraries look for their own configuration; nothing else of the environment passes. */
+const libraryVariables = [
+  'SOFTHSM2_CONF',
+  'YUBIHSM_PKCS11_CONF',
+  'ChrystokiConfigurationPath',
+  'CS_PKCS11_R3_CFG',
+  'NFAST_HOME',
+]
+
+function libraryEnvironment(): Record<string, string> {
+  return Object.fromEntries(
+    libraryVariables.flatMap((name) => {
+      const value = process.env[name]
+      return value === undefined ? [] : [[name, value]]
+    }),
+  )
 }
 
 function linkTo(child: ChildProcess, timeoutMs: number) {

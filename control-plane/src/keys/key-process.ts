@@ -3,23 +3,23 @@
  * never does. It has no other work, no environment and no output, and ends with its parent. Keys
  * leave copies in memory that nothing can wipe (libsodium's heap), so every roll ends this process.
  *
- * Started with one argument: the path of the slot file.
+ * Started with one argument: where epoch keys are (`EpochKeysPlace`), as JSON.
  */
 import assert from 'node:assert/strict'
 import { isSluiceError } from '@sluice/protocol/errors'
 import { createKeyHolder } from './key-holder.ts'
 import type { KeyAnswer, KeyQuestion } from './key-process-link.ts'
-import { openSlotFile } from './slot-file.ts'
+import { type EpochKeysPlace, openEpochKeys } from './open-epoch-keys.ts'
 
-const path = process.argv[2]
-assert(path !== undefined && process.send !== undefined, 'started by hand')
+const place = process.argv[2]
+assert(place !== undefined && process.send !== undefined, 'started by hand')
 
 // The parent decides when this process ends; a signal to the whole group must not come before it.
 process.on('SIGTERM', () => undefined)
 process.on('SIGINT', () => undefined)
 process.on('disconnect', () => process.exit(0))
 
-const store = await openSlotFile(path, { overwriteTorn: false })
+const store = await openEpochKeys(JSON.parse(place) as EpochKeysPlace, { overwriteTorn: false })
 const holder = createKeyHolder(store)
 
 async function answer(question: KeyQuestion): Promise<KeyAnswer> {

@@ -18,6 +18,7 @@ import {
   epochsIn,
   expireReceiveKeys,
   jobKeyOf,
+  leastLevelSince,
   liveEpochs,
   receiveKeyGone,
   seedOf,
@@ -60,6 +61,8 @@ export type Keys = AsyncDisposable & {
   rollNow(): Promise<{ destroyedAtMs: number }>
   /** What the destruction of an epoch key may claim here. */
   readonly level: DestructionLevel
+  /** The least that may be claimed for a job announced at an instant, wherever its keys have lain. */
+  levelSince(announcedAtMs: number): Promise<DestructionLevel>
 }
 
 export type KeysParts = {
@@ -107,7 +110,11 @@ export async function createKeys(parts: KeysParts): Promise<Keys> {
   const [current] = await database.read((sql) => epochsIn(sql, 'current'))
   const [retired] = await database.read((sql) => epochsIn(sql, 'retired'))
   if (rolling || retired || !current) await rollOnce({ ...parts, holders })
+  const [lives] = await database.read((sql) => epochsIn(sql, 'current'))
+  // Another store is configured: the keys move into it, and the old key is destroyed where it lay.
+  if (lives && lives.store !== parts.store.name) await rollOnce({ ...parts, holders })
   const level = await parts.store.level()
+  const receiveKeyAgeMsMax = Math.max(parts.offlineMsMax, limits.offlineMsMaxDefault)
   const running = unfinished.move()
   let upkeep: NodeJS.Timeout
   const keepUpIn = (waitMs: number): void => {
@@ -132,6 +139,9 @@ export async function createKeys(parts: KeysParts): Promise<Keys> {
 
   return {
     level,
+    levelSince: (atMs) =>
+      // The receive key that a job key came by may have lain under earlier epochs.
+      database.read((sql) => leastLevelSince(sql, atMs - receiveKeyAgeMsMax)),
     roll: (signal) => unlessAborted(rolls.roll(false), signal),
     rollNow: () => rolls.roll(true),
 
@@ -184,8 +194,8 @@ async function matchStore(parts: KeysParts): Promise<void> {
   const missing = known.find(({ id, state }) => state === 'current' && !kept.includes(id))
   const strange = kept.filter((id) => !known.some((epoch) => epoch.id === id))
   if (missing || (known.length === 0 && strange.length > 0))
-    throw new SluiceError('keys.no_epoch', 'the epoch key file does not belong to this database', {
-      hint: 'Put back the file that was beside this database. Without it, no unfinished job can be opened any more.',
+    throw new SluiceError('keys.no_epoch', 'the epoch keys do not belong to this database', {
+      hint: 'Put back the epoch folder that was beside this database; with an HSM, the token that it was used with. Without them, no unfinished job can be opened any more.',
     })
   for (const id of strange) await store.destroy(id)
 }

@@ -16,7 +16,7 @@ import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
 import { appendAudit } from '../audit/store.ts'
 import type { Database } from '../database/database.ts'
-import type { EpochKeyStore } from './epoch-key-store.ts'
+import { type EpochKeyStore, weakestOf } from './epoch-key-store.ts'
 import { wrappedBytes, type WrappedPage } from './key-operations.ts'
 import type { KeyProcess } from './key-process-link.ts'
 import {
@@ -24,7 +24,9 @@ import {
   anyUnder,
   changeEpoch,
   dropWrapped,
+  type EpochRow,
   epochsIn,
+  moveEpoch,
   pageUnder,
   replaceWrapped,
   wrappedPurposes,
@@ -69,8 +71,7 @@ export async function rollOnce(parts: RollParts): Promise<RollReport & { resumed
   await destroyRetired(parts)
   const [rolling] = await database.read((sql) => epochsIn(sql, 'rolling'))
   const next = rolling?.id ?? newId(epochId, now())
-  if (!rolling)
-    await database.write((tx) => addEpoch(tx, { id: next, createdAtMs: now(), state: 'rolling' }))
+  await recordEpoch(parts, { id: next, rolling })
   const used = await database.read((sql) => anyUnder(sql, next))
   await holders.holding(next, { mayCreate: !used })
   const [current] = await database.read((sql) => epochsIn(sql, 'current'))
@@ -82,6 +83,25 @@ export async function rollOnce(parts: RollParts): Promise<RollReport & { resumed
   await takeOver(parts, { from: current?.id, next, moved })
   const destroyedAtMs = await destroyRetired(parts, moved)
   return { epochId: next, destroyedAtMs, ...moved, resumed: rolling !== undefined }
+}
+
+/** Writes down where the epoch's key lives before it is made, and never more than both may claim. */
+async function recordEpoch(
+  parts: RollParts,
+  epoch: { id: EpochId; rolling: EpochRow | undefined },
+): Promise<void> {
+  const { database, store, now } = parts
+  const { id, rolling } = epoch
+  const own = await store.level()
+  if (!rolling) {
+    const claim = { store: store.name, level: own.level, levelReason: own.reason }
+    const row = { id, createdAtMs: now(), state: 'rolling', ...claim } as const
+    await database.write((tx) => addEpoch(tx, row))
+  } else if (rolling.store !== store.name) {
+    const { level, reason } = weakestOf([own, { ...rolling, reason: rolling.levelReason }])
+    const row = { id, store: store.name, level, levelReason: reason }
+    await database.write((tx) => moveEpoch(tx, row))
+  }
 }
 
 type Moved = { survivors: number; damaged: number }

@@ -108,6 +108,8 @@ function slotStore(io: SlotIo, path: string): EpochKeyStore {
   }
 
   return {
+    name: 'file',
+
     async create(id, key) {
       assert.equal(key.length, keyBytes)
       assert.equal(await slotOf(id), undefined, 'an epoch has one key')

@@ -1,9 +1,10 @@
 /** Remembers epochs and what is wrapped under them; never a key in clear. */
-import { and, asc, count, eq, lte, sql as raw } from 'drizzle-orm'
+import { and, asc, count, eq, gte, isNull, lte, or, sql as raw } from 'drizzle-orm'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId, EpochId, JobId, ReceiveKeyId } from '@sluice/protocol/ids'
 import type { Queries, Transaction } from '../database/database.ts'
 import { epochs, jobKeys, receiveKeys } from '../database/schema.ts'
+import { type DestructionLevel, weakestOf } from './epoch-key-store.ts'
 import {
   wrappedBytes,
   type WrappedKey,
@@ -18,7 +19,14 @@ export type ReceiveKeyRow = typeof receiveKeys.$inferSelect
 
 export async function addEpoch(
   tx: Transaction,
-  epoch: { id: EpochId; createdAtMs: number; state: 'rolling' },
+  epoch: {
+    id: EpochId
+    createdAtMs: number
+    state: 'rolling'
+    store: EpochRow['store']
+    level: EpochRow['level']
+    levelReason: string
+  },
 ): Promise<void> {
   await tx.sql.insert(epochs).values(epoch)
 }
@@ -36,6 +44,27 @@ export async function epochsIn(sql: Queries, state: EpochRow['state']): Promise<
 export async function liveEpochs(sql: Queries): Promise<EpochId[]> {
   const rows = [...(await epochsIn(sql, 'current')), ...(await epochsIn(sql, 'rolling'))]
   return rows.map((row) => row.id)
+}
+
+/** For an epoch whose key is made elsewhere than was meant when its row was written. */
+export async function moveEpoch(
+  tx: Transaction,
+  epoch: Pick<EpochRow, 'id' | 'store' | 'level' | 'levelReason'>,
+): Promise<void> {
+  const { id, store, level, levelReason } = epoch
+  await tx.sql.update(epochs).set({ store, level, levelReason }).where(eq(epochs.id, id))
+}
+
+/**
+ * The least that the destruction of any epoch may claim which was not over at an instant: a key that
+ * once lay under one of them is gone no better than that.
+ */
+export async function leastLevelSince(sql: Queries, atMs: number): Promise<DestructionLevel> {
+  const rows = await sql
+    .select({ level: epochs.level, reason: epochs.levelReason })
+    .from(epochs)
+    .where(or(isNull(epochs.destroyedAtMs), gte(epochs.destroyedAtMs, atMs)))
+  return weakestOf(rows)
 }
 
 /** @throws SluiceError `request.conflict` when the epoch is not in `from`. */

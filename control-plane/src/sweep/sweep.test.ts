@@ -88,7 +88,7 @@ async function makeWorld(t: TestContext) {
     store,
     evidence,
     keys: {
-      level: { level: 'Clear', reason: 'a test says so' },
+      levelSince: () => Promise.resolve({ level: 'Clear', reason: 'a test says so' } as const),
       roll: async () => ({ destroyedAtMs: ground.now() }),
     },
     expireJob: async () => undefined,

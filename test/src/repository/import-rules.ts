@@ -219,9 +219,9 @@ const rows: Row[] = [
   ),
   feature(
     'audit',
-    ['access'],
+    ['access', 'alerts', 'deletion'],
     ['hono', 'drizzle-orm'],
-    'the log takes events from all and asks nobody',
+    'the log takes events from all; bringing them to a sink is a duty',
   ),
   feature(
     'fleet',
@@ -259,6 +259,12 @@ const rows: Row[] = [
     ['access', 'alerts', 'audit', 'deletion', 'fleet', 'keys'],
     ['hono', 'drizzle-orm'],
     'a purge decides what is destroyed; deletion destroys it',
+  ),
+  feature(
+    'revocation',
+    ['access', 'alerts', 'audit', 'deletion', 'fleet', 'jobs', 'storage'],
+    ['hono', 'drizzle-orm'],
+    'a revocation locks out at once and owes the rest',
   ),
   {
     files: ['control-plane/src/*.ts'],
