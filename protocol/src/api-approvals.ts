@@ -17,10 +17,14 @@ export const approvalView = z.strictObject({
   site: siteScope,
   reason: z.string(),
   askedBy: principalId,
+  /** Name of who asked. */
+  asker: z.string().optional(),
   askedAtMs: instant,
   expiresAtMs: instant,
   state: approvalState,
   decidedBy: principalId.optional(),
+  /** Name of who decided. */
+  decider: z.string().optional(),
   decidedAtMs: instant.optional(),
   /** When the one token was made that it allowed. */
   usedAtMs: instant.optional(),

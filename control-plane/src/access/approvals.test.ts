@@ -4,7 +4,13 @@ import { randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { type CreateTokenRequest, decodeToken, type Right } from '@sluice/protocol/api'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
-import { type ApprovalId, jobId, type PrincipalId, type TokenId } from '@sluice/protocol/ids'
+import {
+  type ApprovalId,
+  jobId,
+  type PrincipalId,
+  purgeId,
+  type TokenId,
+} from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
 import { pageOfAlerts } from '../alerts/store.ts'
@@ -180,7 +186,9 @@ describe('an approval', () => {
     const id = await askLift(anna)
     await refused(decide(id, asBerta.person), 'approval.refused')
     await refused(decide(id, berta), 'approval.refused')
-    await revokeToken(deps, { access: berta }, asBerta.person.tokenId)
+    await deps.database.write((tx) =>
+      revokeToken(deps, tx, { access: berta }, asBerta.person.tokenId),
+    )
     await decide(id, berta)
     assert.deepEqual(done, [someJob])
   })
@@ -240,10 +248,49 @@ describe('an approval', () => {
     await refused(decide(byEngine, berta), 'request.conflict')
   })
 
+  it('that begins a purge is given on a full disk too, with the room of the reserve', async () => {
+    const [anna, berta] = [await person('owner', 'anna'), await person('owner', 'berta')]
+    const purge = newId(purgeId, 1)
+    const toPurge = await ground.database.write((tx) =>
+      askApproval(
+        tx,
+        {
+          operation: { kind: 'purge.begin', purgeId: purge },
+          access: anna,
+          site: '*',
+          reason: 'stolen',
+          atMs: ground.now(),
+        },
+        ground.changes,
+      ),
+    )
+    const toLift = await askLift(anna)
+    deps.executors['purge.begin'] = async (_, { operation }) => void done.push(operation.purgeId)
+    let full = true
+    let freed = 0
+    const write: typeof ground.database.write = (change) =>
+      full
+        ? Promise.reject(new SluiceError('host.disk_full', 'full', { retry: 'later' }))
+        : ground.database.write(change)
+    deps.database = { ...ground.database, write }
+    await refused(decide(toPurge, berta), 'host.disk_full')
+    deps.reserve = {
+      free: async () => {
+        freed += 1
+        full = false
+        return true
+      },
+    }
+    await refused(decide(toLift, berta), 'host.disk_full')
+    assert.equal(freed, 0, 'the reserve is for purges alone')
+    await decide(toPurge, berta)
+    assert.deepEqual([freed, done], [1, [purge]])
+  })
+
   it('dies with the last token of who asked', async () => {
     const [anna, berta] = [await person('owner', 'anna'), await person('owner', 'berta')]
     const id = await askLift(anna)
-    await revokeToken(deps, { access: berta }, anna.tokenId)
+    await deps.database.write((tx) => revokeToken(deps, tx, { access: berta }, anna.tokenId))
     await refused(decide(id, berta), 'approval.refused')
     assert.deepEqual(done, [])
   })
@@ -293,7 +340,7 @@ describe('raising somebody to security', () => {
     assert('person' in (await ask(anna, { principal: 'anna' })))
     const viewer = await ask(anna, { principal: 'v', rights: [{ role: 'viewer', site: '*' }] })
     assert('person' in viewer, 'control: other roles take one')
-    await revokeToken(deps, { access: anna }, berta.tokenId)
+    await deps.database.write((tx) => revokeToken(deps, tx, { access: anna }, berta.tokenId))
     await waiting(anna, { principal: 'berta' })
   })
 
@@ -303,7 +350,7 @@ describe('raising somebody to security', () => {
     const raise = (name: string) => ask('owner', { principal: name, rights: everywhere })
     await refused(raise('carla'), 'approval.needed')
     await refused(ask('owner', { principal: 'anna' }), 'approval.needed')
-    await revokeToken(deps, { access: anna }, berta.tokenId)
+    await deps.database.write((tx) => revokeToken(deps, tx, { access: anna }, berta.tokenId))
     assert('person' in (await ask('owner', { principal: 'berta' })), 'lost tokens are no end')
   })
 

@@ -3,14 +3,14 @@ import assert from 'node:assert/strict'
 import type { ApprovalView } from '@sluice/protocol/api-approvals'
 import type { ApprovalOperation } from '@sluice/protocol/approval'
 import { canonicalJson } from '@sluice/protocol/canonical'
-import { SluiceError } from '@sluice/protocol/errors'
+import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import { type ApprovalId, approvalId, type PrincipalId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
 import { raiseAlert } from '../alerts/store.ts'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
-import type { Database, Transaction } from '../database/database.ts'
+import type { Database, Queries, Transaction } from '../database/database.ts'
 import { addObligation, settleSubject } from '../deletion/store.ts'
 import { presentFields } from '../present-fields.ts'
 import { type Access, reachesSite, sitesAllowed } from './rules.ts'
@@ -21,6 +21,7 @@ import {
   closeApproval,
   insertApproval,
   markApprovalUsed,
+  principalById,
   rightsOf,
 } from './store.ts'
 import { hasLiveToken, isTwoPeople } from './two-people.ts'
@@ -66,6 +67,8 @@ export type ApprovalDeps = {
   now: () => number
   executors: Partial<Executors>
   refusals?: Refusals
+  /** Room on a full disk, for the one operation that no full disk may stop: a purge. */
+  reserve?: { free: () => Promise<boolean> }
 }
 
 /**
@@ -167,7 +170,7 @@ export async function decideApproval(
   },
 ): Promise<ApprovalRow> {
   const { approvalId: id, access, give } = decision
-  const row = await deps.database.write(async (tx) => {
+  const row = await writeWithRoom(deps, id, async (tx) => {
     const found = await approvalById(tx.sql, id)
     if (!found || !mayDecide(access.rights, found.site))
       throw new SluiceError('request.not_found', 'no such approval')
@@ -184,6 +187,21 @@ export async function decideApproval(
   if (give && row.state === 'expired')
     throw new SluiceError('approval.refused', 'nobody agreed in time', { hint: 'Ask again.' })
   return row
+}
+
+async function writeWithRoom<T>(
+  deps: ApprovalDeps,
+  id: ApprovalId,
+  change: (tx: Transaction) => Promise<T>,
+): Promise<T> {
+  try {
+    return await deps.database.write(change)
+  } catch (error) {
+    if (!isSluiceError(error, 'host.disk_full')) throw error
+    const row = await deps.database.read((sql) => approvalById(sql, id))
+    if (row?.operation.kind !== 'purge.begin' || !(await deps.reserve?.free())) throw error
+    return deps.database.write(change)
+  }
 }
 
 async function refuseUnlessTwo(
@@ -355,8 +373,10 @@ function jobOfOperation(operation: ApprovalOperation) {
   return 'jobId' in operation ? { jobId: operation.jobId } : {}
 }
 
-/** An approval as the API shows it. */
-export function viewOfApproval(row: ApprovalRow): ApprovalView {
+/** An approval as the API shows it, with the names of its people. */
+export async function viewOfApproval(sql: Queries, row: ApprovalRow): Promise<ApprovalView> {
   const { decidedBy, decidedAtMs, usedAtMs, ...rest } = row
-  return { ...rest, ...presentFields({ decidedBy, decidedAtMs, usedAtMs }) }
+  const asker = (await principalById(sql, row.askedBy))?.name ?? null
+  const decider = decidedBy && ((await principalById(sql, decidedBy))?.name ?? null)
+  return { ...rest, ...presentFields({ asker, decidedBy, decider, decidedAtMs, usedAtMs }) }
 }

@@ -10,7 +10,7 @@ import {
 } from '@sluice/protocol/api'
 import { approvalsQuery } from '@sluice/protocol/api-approvals'
 import { SluiceError } from '@sluice/protocol/errors'
-import { approvalId, tokenId } from '@sluice/protocol/ids'
+import { approvalId } from '@sluice/protocol/ids'
 import { z } from 'zod'
 import { problemOf, readBody, readQuery } from '../api-request.ts'
 import { type JoinDeps, joinAgent, renewByKey } from './join.ts'
@@ -27,8 +27,6 @@ import {
 import {
   createJoinToken,
   createToken,
-  revokeJoinToken,
-  revokeToken,
   type TokensDeps,
   viewOfJoinToken,
   viewOfToken,
@@ -46,12 +44,6 @@ function page<R extends { id: string }, V>(rows: R[], items: number, view: (row:
     items: shown.map(view),
     ...(rows.length > items && last !== undefined ? { next: last.id } : {}),
   }
-}
-
-function idFrom(text: string) {
-  const id = tokenId.safeParse(text)
-  if (!id.success) throw new SluiceError('request.not_found', 'no such token')
-  return id.data
 }
 
 function approvalIdFrom(text: string) {
@@ -126,11 +118,6 @@ export function accessRoutes(deps: AccessDeps) {
     return c.json(made, 'approval' in made ? 202 : 201)
   })
 
-  routes.post('/v1/tokens/:id/revoke', async (c) => {
-    await readBody(c.req.raw, nothing)
-    return c.json(await revokeToken(deps, { access: c.get('access') }, idFrom(c.req.param('id'))))
-  })
-
   routes.get('/v1/join-tokens', async (c) => {
     const { after, limit } = readQuery(c.req.raw, pageQuery)
     const { sites } = c.get('access')
@@ -145,26 +132,21 @@ export function accessRoutes(deps: AccessDeps) {
     return c.json(await createJoinToken(deps, { access: c.get('access') }, wanted), 201)
   })
 
-  routes.post('/v1/join-tokens/:id/revoke', async (c) => {
-    await readBody(c.req.raw, nothing)
-    const id = idFrom(c.req.param('id'))
-    return c.json(await revokeJoinToken(deps, { access: c.get('access') }, id))
-  })
-
   routes.get('/v1/approvals', async (c) => {
     const { after, limit, state } = readQuery(c.req.raw, approvalsQuery)
     const { sites } = c.get('access')
-    const rows = await database.read((sql) =>
-      pageOfApprovals(sql, { before: after, items: limit + 1, sites, state }),
-    )
-    return c.json(page(rows, limit, viewOfApproval))
+    const views = await database.read(async (sql) => {
+      const rows = await pageOfApprovals(sql, { before: after, items: limit + 1, sites, state })
+      return Promise.all(rows.map((row) => viewOfApproval(sql, row)))
+    })
+    return c.json(page(views, limit, (view) => view))
   })
 
   routes.get('/v1/approvals/:id', async (c) => {
     const id = approvalIdFrom(c.req.param('id'))
     const row = await database.read((sql) => approvalById(sql, id))
     if (!row || !reachesSite(c.get('access'), row.site)) throw noSuchApproval()
-    return c.json(viewOfApproval(row))
+    return c.json(await database.read((sql) => viewOfApproval(sql, row)))
   })
 
   for (const [word, give] of [
@@ -175,7 +157,8 @@ export function accessRoutes(deps: AccessDeps) {
       await readBody(c.req.raw, nothing)
       const access = c.get('access')
       const id = approvalIdFrom(c.req.param('id'))
-      return c.json(viewOfApproval(await decideApproval(deps, { approvalId: id, access, give })))
+      const row = await decideApproval(deps, { approvalId: id, access, give })
+      return c.json(await database.read((sql) => viewOfApproval(sql, row)))
     })
 
   return routes

@@ -87,7 +87,7 @@ export async function authenticate(
   deps: Pick<TokensDeps, 'database' | 'now'>,
   authorization: string | undefined,
   rule: RouteRule & { may: Exclude<RouteRule['may'], 'public'> },
-): Promise<Access> {
+): Promise<Access & { tokenId: TokenId }> {
   const { database, now } = deps
   const refused = new SluiceError('access.unauthenticated', 'no valid token was given', {
     hint: 'Run `sluice login` with a token made by `sluice tokens create`.',
@@ -118,7 +118,8 @@ export async function authenticate(
       hint: `It takes the role ${rule.may.join(' or ')}; roles do not nest.`,
     })
   }
-  return { principalId: principal.id, principal: principal.name, sites, rights }
+  const tokenId = found.token.id
+  return { principalId: principal.id, principal: principal.name, sites, rights, tokenId }
 }
 
 /**
@@ -162,7 +163,7 @@ export async function createToken(
     if (giver !== 'owner' && !mayGive(giver.access, rights))
       throw new SluiceError('access.forbidden', 'these rights reach beyond your own sites')
     const waits = await askIfTwo(deps, tx, { giver, wanted, known, rights, atMs })
-    if (waits !== undefined) return { approval: waits }
+    if (waits !== undefined) return { approval: await viewOfApproval(tx.sql, waits) }
     const createdBy = giver === 'owner' ? null : giver.access.principalId
     const principal =
       known ?? (await addPrincipal(tx, { name: wanted.principal, rights, createdBy, atMs }))
@@ -186,7 +187,7 @@ export async function createToken(
     })
     return viewOfToken(row, principal, rights)
   })
-  if ('approval' in made) return { approval: viewOfApproval(made.approval) }
+  if ('approval' in made) return made
   return { ...made, token: encodeToken('token', contentOf(deps, secret)) }
 }
 
@@ -309,25 +310,35 @@ export function viewOfToken(
   }
 }
 
-/** Ends an API token. Once revoked it stays so; doing it again changes nothing. */
-export async function revokeToken(deps: TokensDeps, giver: Giver, id: TokenId): Promise<TokenView> {
+/**
+ * Ends an API token, and with the commit every answer to it that still lasts. Once revoked it stays
+ * so; doing it again changes nothing.
+ *
+ * @throws SluiceError `request.not_found`, also for a token beyond the sites of the giver.
+ */
+export async function revokeToken(
+  deps: Pick<TokensDeps, 'changes' | 'now'>,
+  tx: Transaction,
+  giver: Giver,
+  id: TokenId,
+): Promise<TokenView> {
   const atMs = deps.now()
-  return await deps.database.write(async (tx) => {
-    const found = await tokenById(tx.sql, id)
-    const rights = found ? await rightsOf(tx.sql, found.principal.id) : []
-    if (!found || (giver !== 'owner' && !mayGive(giver.access, rights)))
-      throw new SluiceError('request.not_found', 'no such token')
-    if (await markTokenRevoked(tx, id, atMs))
-      await appendAudit(tx, {
-        atMs,
-        type: 'token.revoked',
-        actor: actorOf(giver),
-        site: '*',
-        detail: { tokenId: id, principalId: found.principal.id },
-      })
-    const revokedAtMs = found.token.revokedAtMs ?? atMs
-    return viewOfToken({ ...found.token, revokedAtMs }, found.principal, rights)
-  })
+  const found = await tokenById(tx.sql, id)
+  const rights = found ? await rightsOf(tx.sql, found.principal.id) : []
+  if (!found || (giver !== 'owner' && !mayGive(giver.access, rights)))
+    throw new SluiceError('request.not_found', 'no such token')
+  if (await markTokenRevoked(tx, id, atMs)) {
+    await appendAudit(tx, {
+      atMs,
+      type: 'token.revoked',
+      actor: actorOf(giver),
+      site: '*',
+      detail: { tokenId: id, principalId: found.principal.id },
+    })
+    tx.afterCommit(() => deps.changes.emit('token', id))
+  }
+  const revokedAtMs = found.token.revokedAtMs ?? atMs
+  return viewOfToken({ ...found.token, revokedAtMs }, found.principal, rights)
 }
 
 /**
@@ -387,27 +398,30 @@ export function viewOfJoinToken(row: JoinTokenRow): JoinTokenView {
   }
 }
 
-/** Ends a join token; one that was used stays used. */
+/**
+ * Ends a join token; one that was used stays used.
+ *
+ * @throws SluiceError `request.not_found`, also for a token beyond the sites of the giver.
+ */
 export async function revokeJoinToken(
-  deps: TokensDeps,
+  deps: Pick<TokensDeps, 'now'>,
+  tx: Transaction,
   giver: Giver,
   id: TokenId,
 ): Promise<JoinTokenView> {
   const atMs = deps.now()
-  return await deps.database.write(async (tx) => {
-    const row = await joinTokenById(tx.sql, id)
-    if (!row || (giver !== 'owner' && !reachesSite(giver.access, row.site)))
-      throw new SluiceError('request.not_found', 'no such join token')
-    if (await markJoinTokenRevoked(tx, id, atMs))
-      await appendAudit(tx, {
-        atMs,
-        type: 'token.revoked',
-        actor: actorOf(giver),
-        site: row.site,
-        detail: { tokenId: id },
-      })
-    return viewOfJoinToken({ ...row, revokedAtMs: row.revokedAtMs ?? atMs })
-  })
+  const row = await joinTokenById(tx.sql, id)
+  if (!row || (giver !== 'owner' && !reachesSite(giver.access, row.site)))
+    throw new SluiceError('request.not_found', 'no such join token')
+  if (await markJoinTokenRevoked(tx, id, atMs))
+    await appendAudit(tx, {
+      atMs,
+      type: 'token.revoked',
+      actor: actorOf(giver),
+      site: row.site,
+      detail: { tokenId: id },
+    })
+  return viewOfJoinToken({ ...row, revokedAtMs: row.revokedAtMs ?? atMs })
 }
 
 /** Whether any principal exists: before the first one, the owner is told how to make it. */

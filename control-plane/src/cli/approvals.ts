@@ -32,7 +32,7 @@ export function addApprovalCommands(program: Command): void {
           ID: (item) => item.id,
           WHAT: (item) => whatOf(item.operation),
           SITE: (item) => item.site,
-          'ASKED BY': (item) => item.askedBy,
+          'ASKED BY': (item) => item.asker ?? item.askedBy,
           STATE: (item) => item.state,
           EXPIRES: (item) => instant(item.expiresAtMs, options),
           REASON: (item) => item.reason,

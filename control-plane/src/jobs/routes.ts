@@ -48,9 +48,12 @@ export function jobRoutes(deps: JobDeps) {
 
   /** What waits for a second person now. */
   async function asked(c: Context<AccessEnv>, id: ApprovalId) {
-    const approval = await database.read((sql) => approvalById(sql, id))
-    assert(approval, `approval ${id} was made and is not there`)
-    return c.json({ approval: viewOfApproval(approval) }, 202)
+    const approval = await database.read(async (sql) => {
+      const row = await approvalById(sql, id)
+      assert(row, `approval ${id} was made and is not there`)
+      return viewOfApproval(sql, row)
+    })
+    return c.json({ approval }, 202)
   }
 
   routes.get('/v1/jobs', async (c) => {
@@ -197,6 +200,7 @@ export function viewOfJob(row: JobRow): JobView {
     ...presentFields({
       frozenFrom: row.frozenFrom,
       heldAtMs: row.heldAtMs,
+      exposedAtMs: row.exposedAtMs,
       storedAtMs: row.storedAtMs,
       analysedAtMs: row.analysedAtMs,
       intentAtMs: row.intentAtMs,
