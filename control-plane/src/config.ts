@@ -152,6 +152,14 @@ export const controlPlaneConfig = z
           .prefault({}),
       })
       .prefault({}),
+    auditSink: z
+      .strictObject({
+        file: path.optional().meta({
+          env: 'SLUICE_AUDIT_SINK_FILE',
+          description: 'Every audit event is appended to it; outside dataDir. Absent: none.',
+        }),
+      })
+      .prefault({}),
     allowSwap: z.boolean().default(false).meta({
       env: 'SLUICE_ALLOW_SWAP',
       description: 'Start although swap is on; keys may then reach a disk.',

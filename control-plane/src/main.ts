@@ -1,6 +1,5 @@
 /** Joins the features of the control plane into one that runs, and ends in the reverse order. */
 import { readFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { AgentId } from '@sluice/protocol/ids'
 import type { Log } from '@sluice/protocol/process/log'
@@ -13,8 +12,9 @@ import { hasPrincipal, principalExecutors } from './access/tokens.ts'
 import { deliverAlert } from './alerts/deliver.ts'
 import { alertRoutes } from './alerts/routes.ts'
 import { openWebhook } from './alerts/webhook.ts'
+import { exportAudit, keepExporting } from './audit/export.ts'
 import { auditRoutes } from './audit/routes.ts'
-import { appendAudit } from './audit/store.ts'
+import { appendAudit, listAudit } from './audit/store.ts'
 import { buildVersion } from './build.ts'
 import { createChanges } from './changes.ts'
 import { type ControlPlaneConfig, listenAddressOf, publicNamesOf } from './config.ts'
@@ -26,6 +26,7 @@ import { createObligationEngine } from './deletion/engine.ts'
 import { openEvidence } from './deletion/evidence.ts'
 import { acceptReceipt } from './deletion/receipts.ts'
 import { obligationRoutes } from './deletion/routes.ts'
+import type { Obligation } from './deletion/rules.ts'
 import { writeOff } from './deletion/write-off.ts'
 import { createEvents } from './events.ts'
 import { createFleet } from './fleet/fleet.ts'
@@ -55,6 +56,9 @@ import { carryOut, remindAgent } from './purge/carry-out.ts'
 import { acceptPurgeReceipt } from './purge/receipts.ts'
 import { openReserve } from './purge/reserve.ts'
 import { purgeRoutes } from './purge/routes.ts'
+import { revoke, type RevocationDeps } from './revocation/revoke.ts'
+import { revocationRoutes } from './revocation/routes.ts'
+import { abortRevoked, revokeGrants } from './revocation/settle.ts'
 import { checkedStore } from './storage/checked-store.ts'
 import { type DirectoryStore, openDirectoryStore } from './storage/directory-store.ts'
 import type { ObjectStore } from './storage/object-store.ts'
@@ -233,6 +237,14 @@ async function start(options: StartOptions): Promise<ControlPlane> {
     alertUrl === undefined || secretFile === undefined
       ? undefined
       : started.use(await openWebhook({ url: alertUrl, secretFile, caFile, now }))
+  const exports = config.auditSink.file !== undefined && {
+    ...{ database, changes, now },
+    sink: {
+      path: config.auditSink.file,
+      dataDir: directory.root,
+      eventsAfter: (afterSeq: number, items: number) => listAudit(database, { afterSeq, items }),
+    },
+  }
   const alertDeps = { database, now, channel }
   const status = () =>
     statusOf(
@@ -260,8 +272,18 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   // Ends before its listener, which waits for every connection it has let in.
   started.use(fleet)
   const revoked = new SluiceError('identity.revoked', 'this agent was revoked')
+  const revocationDeps: RevocationDeps = {
+    ...{ database, changes, now, store },
+    holdJobs: jobs.holdJobs,
+    abortUploads: jobs.abortUploads,
+    cutOff: (revokedAgents) => {
+      for (const agent of revokedAgents) fleet.disconnect(agent, problemOf(revoked))
+      agents.cutOff(revokedAgents)
+    },
+  }
   const api = operatorApi({
     database,
+    changes,
     events,
     now,
     routes: [
@@ -272,15 +294,16 @@ async function start(options: StartOptions): Promise<ControlPlane> {
         changes,
         now,
         fleet,
-        holdJobs: jobs.holdJobs,
-        abortUploads: jobs.abortUploads,
-        disconnect: (agent) => {
-          fleet.disconnect(agent, problemOf(revoked))
-          agents.disconnectAgent(agent)
-        },
+        revokeAgent: async ({ agentId, access }) =>
+          void (await revoke(revocationDeps, {
+            target: { kind: 'agent', agentId },
+            reason: 'no reason given',
+            access,
+          })),
       }),
       jobRoutes(jobDeps),
       purgeRoutes(purgeDeps),
+      revocationRoutes(revocationDeps),
       sweepRoutes({ database, changes, now, sweeps }),
       obligationRoutes({ database, now }),
       alertRoutes(alertDeps),
@@ -315,6 +338,8 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       expireJob: jobs.expireJob,
       noticeExpiry: jobs.noticeExpiry,
       others: {
+        'uploads.abort': (duty) => abortRevoked(revocationDeps, duty),
+        'grants.revoke': (duty) => revokeGrants(revocationDeps, duty),
         'purge.agent': (duty) => remindAgent(purgeDeps, duty),
         'purge.conclude': (duty) => carryOut(purgeDeps, duty),
         'orphan.delete': orphanWorker({
@@ -322,6 +347,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
           ...{ store, epochKeys, keys },
           lookAgainMs: config.sweep.everyHours * hourMs,
         }),
+        ...(exports && { 'audit.export': (duty: Obligation) => exportAudit(exports, duty) }),
         'alert.deliver': (duty, signal) => deliverAlert(alertDeps, duty, signal),
         'approval.expire': (duty) => expireApproval(accessDeps, duty),
       },
@@ -330,6 +356,13 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   )
   engine.start()
   sweeps.start()
+  if (exports)
+    started.use(
+      keepExporting({
+        ...exports,
+        report: (problem) => events.workFailed('audit.export', problem),
+      }),
+    )
   started.use(jobs.startDispatch(fleet))
   await writeDurably(
     directory.listeners,

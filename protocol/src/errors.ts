@@ -101,6 +101,7 @@ export const errorCodes = [
   'evidence.incomplete',
   // alerts and audit sink
   'alert.undelivered',
+  'audit_sink.failed',
   // requests, configuration, command line
   'request.invalid',
   'request.conflict',

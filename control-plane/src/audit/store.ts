@@ -3,8 +3,8 @@ import { and, asc, desc, eq, gt, inArray, type SQL, sql } from 'drizzle-orm'
 import type { Actor, AuditEvent, AuditEventType } from '@sluice/protocol/audit-event'
 import type { AgentId, JobId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
-import type { Database, Transaction } from '../database/database.ts'
-import { auditEvents } from '../database/schema.ts'
+import type { Database, Queries, Transaction } from '../database/database.ts'
+import { auditEvents, auditExports } from '../database/schema.ts'
 import {
   auditEventSha256,
   type ChainedEvent,
@@ -166,4 +166,35 @@ function jsonOrText(text: string): unknown {
     // A damaged row: the chain's schema check refuses the bare text.
     return text
   }
+}
+
+// ---------------------------------------------------------------- sink
+
+/** The number of the newest event, 0 without any. */
+export async function lastSeqOf(queries: Queries): Promise<number> {
+  const [last] = await queries
+    .select({ seq: auditEvents.seq })
+    .from(auditEvents)
+    .orderBy(desc(auditEvents.seq))
+    .limit(1)
+  return last?.seq ?? 0
+}
+
+/** How far a sink is known to hold the chain. */
+export async function sinkPosition(queries: Queries, sink: string): Promise<ChainHead> {
+  const row = await queries.query.auditExports.findFirst({ where: eq(auditExports.sink, sink) })
+  return row === undefined
+    ? { seq: 0, sha256: chainStart }
+    : { seq: row.lastSeq, sha256: row.lastSha256 }
+}
+
+export async function advanceSink(
+  tx: Transaction,
+  to: { sink: string; head: ChainHead; atMs: number },
+): Promise<void> {
+  const reached = { lastSeq: to.head.seq, lastSha256: to.head.sha256, exportedAtMs: to.atMs }
+  await tx.sql
+    .insert(auditExports)
+    .values({ sink: to.sink, ...reached })
+    .onConflictDoUpdate({ target: auditExports.sink, set: reached })
 }

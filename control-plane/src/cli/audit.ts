@@ -1,9 +1,12 @@
 /** The audit log: what happened, and whether the log can be believed. */
+import { createReadStream } from 'node:fs'
+import { createInterface } from 'node:readline'
 import type { Command } from 'commander'
 import { z } from 'zod'
 import { auditVerdict, pageOf } from '@sluice/protocol/api'
 import { auditEvent } from '@sluice/protocol/audit-event'
 import { SluiceError } from '@sluice/protocol/errors'
+import { type ChainHead, chainStart, followChain } from '../audit/rules.ts'
 import { instant, say, sayList, type View } from './output.ts'
 import { addCommand, withClient } from './program.ts'
 
@@ -45,8 +48,17 @@ export function addAuditCommands(program: Command): void {
     example: 'sluice audit verify --head 1042:5f2c…',
   })
     .option('--head <seq:sha256>', 'a head that an earlier run printed')
-    .action(async (options: View & { head?: string }) =>
-      withClient(async (client) => {
+    .option('--file <file>', 'a file of the audit sink instead, offline')
+    .action(async (options: View & { head?: string; file?: string }) => {
+      if (options.file !== undefined) {
+        const { seq, sha256 } = await verifyFile(options.file, options.head)
+        return say(
+          options.json === true
+            ? JSON.stringify({ whole: true, seq, sha256 })
+            : `whole; head ${seq}:${sha256}`,
+        )
+      }
+      await withClient(async (client) => {
         const verdict = await client.get(`/v1/audit/verify${headQuery(options.head)}`, auditVerdict)
         if (!verdict.whole)
           throw new SluiceError(
@@ -58,8 +70,40 @@ export function addAuditCommands(program: Command): void {
           )
         if (options.json === true) say(JSON.stringify(verdict))
         else say(`whole; head ${verdict.seq}:${verdict.sha256 ?? ''}`)
-      }),
-    )
+      })
+    })
+}
+
+/**
+ * Follows the chain of an exported file from its first line, whatever number that has.
+ *
+ * @throws SluiceError `evidence.invalid` at the first line that does not hold.
+ */
+async function verifyFile(path: string, head: string | undefined): Promise<ChainHead> {
+  headQuery(head)
+  const broken = (line: number, reason: string) =>
+    new SluiceError('evidence.invalid', `${path} does not hold at line ${line}: ${reason}`)
+  let at: ChainHead | undefined
+  let line = 0
+  let noted = head === undefined
+  for await (const text of createInterface({ input: createReadStream(path) })) {
+    line += 1
+    let event: Record<string, unknown>
+    try {
+      event = JSON.parse(text) as Record<string, unknown>
+    } catch (cause) {
+      throw new SluiceError('evidence.invalid', broken(line, 'it is no event').message, { cause })
+    }
+    at ??= { seq: Number(event['seq']) - 1, sha256: String(event['previousSha256']) }
+    if (line === 1 && event['seq'] === 1) at = { seq: 0, sha256: chainStart }
+    const verdict = followChain([event], at)
+    if (!verdict.whole) throw broken(line, verdict.reason)
+    at = verdict.head
+    noted ||= head === `${at.seq}:${at.sha256}`
+  }
+  if (at === undefined) throw broken(1, 'it is empty')
+  if (!noted) throw broken(line, 'the noted head is not in it')
+  return at
 }
 
 function headQuery(head: string | undefined): string {

@@ -93,6 +93,30 @@ export async function addObligation(
   return id
 }
 
+/** A duty that comes back: its one row is owed again once it is done, and made when there is none. */
+export async function oweAgain(
+  tx: Transaction,
+  owed: { kind: SubjectObligationKind; subjectId: string; site: string; atMs: number },
+  changes: Changes,
+): Promise<void> {
+  const { kind, subjectId, atMs } = owed
+  const its = and(eq(obligations.subjectId, subjectId), eq(obligations.kind, kind))
+  const row = await tx.sql.query.obligations.findFirst({ where: its })
+  if (row === undefined) {
+    await addObligation(tx, { ...owed, state: 'due' }, changes)
+    return
+  }
+  if (row.state !== 'done') return
+  await tx.sql
+    .update(obligations)
+    .set({
+      ...{ state: 'due', attempts: 0, nextTryAtMs: atMs, doneAtMs: null, alarmedAtMs: null },
+      deadlineAtMs: atMs + limits.obligationOverdueMs,
+    })
+    .where(its)
+  tx.afterCommit(() => changes.emit('obligation'))
+}
+
 /** Makes a job's waiting duties of these kinds due; those that are due or done stay as they are. */
 export async function makeDue(
   tx: Transaction,
@@ -527,9 +551,4 @@ export async function endUploads(tx: Transaction, job: JobId, atMs: number): Pro
     .update(uploads)
     .set({ state: 'aborted', endedAtMs: atMs })
     .where(and(eq(uploads.jobId, job), inArray(uploads.state, ['creating', 'open'])))
-}
-
-/** Ends one upload in the ledger. */
-export async function endUpload(tx: Transaction, id: string, atMs: number): Promise<void> {
-  await tx.sql.update(uploads).set({ state: 'aborted', endedAtMs: atMs }).where(eq(uploads.id, id))
 }
