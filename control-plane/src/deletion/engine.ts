@@ -10,14 +10,14 @@ import { limits } from '@sluice/protocol/limits'
 import { raiseAlert } from '../alerts/store.ts'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
-import type { Database } from '../database/database.ts'
+import type { Database, Transaction } from '../database/database.ts'
 import { isWriteFailure, writeRetryMs } from '../database/write-failure.ts'
 import type {
   JobObligationKind,
   ObligationKind,
   SubjectObligationKind,
 } from '../database/schema.ts'
-import { enqueueCommand, hasOpenCommand } from '../fleet/store.ts'
+import { enqueueCommand, hasOpenCommand, isOpenCommand } from '../fleet/store.ts'
 import type { Keys } from '../keys/keys.ts'
 import type { ObjectStore } from '../storage/object-store.ts'
 import { issueCertificate } from './certificate.ts'
@@ -302,6 +302,7 @@ async function remindNode({ parts, obligation, job }: Due): Promise<Outcome> {
   await database.write(async (tx) => {
     const lease = (await leasesOfJob(tx.sql, job.id)).find(({ id }) => id === obligation.leaseId)
     if (!lease) throw new Error(`obligation ${obligation.id} has no lease`)
+    if (await stillAsked(tx, obligation)) return
     const open = await hasOpenCommand(
       tx.sql,
       lease.nodeId,
@@ -318,6 +319,7 @@ async function remindNode({ parts, obligation, job }: Due): Promise<Outcome> {
 async function remindCaptureHost({ parts, obligation, job }: Due): Promise<Outcome> {
   const { database, changes, now, random = Math.random } = parts
   await database.write(async (tx) => {
+    if (await stillAsked(tx, obligation)) return
     const open = await hasOpenCommand(
       tx.sql,
       job.captureAgentId,
@@ -329,6 +331,11 @@ async function remindCaptureHost({ parts, obligation, job }: Due): Promise<Outco
     await setCommand(tx, obligation.id, await enqueueCommand(tx, order, changes))
   })
   return { waitMs: reminderMs(obligation, random()) }
+}
+
+/** Whether the order written down with a duty still waits: an agent may have thousands of them. */
+async function stillAsked(tx: Transaction, { commandId }: Obligation): Promise<boolean> {
+  return commandId !== null && (await isOpenCommand(tx.sql, commandId))
 }
 
 /** Reminders begin at half a minute: a holder that is there answers much sooner by itself. */
