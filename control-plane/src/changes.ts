@@ -1,6 +1,6 @@
 /** Tells waiting parts of the control plane that something was committed; never carries the truth itself. */
 import { EventEmitter } from 'node:events'
-import type { AgentId, JobId } from '@sluice/protocol/ids'
+import type { AgentId, JobId, TokenId } from '@sluice/protocol/ids'
 
 /** What may have changed. Who listens reads the database again: a lost signal loses nothing. */
 export type Changes = EventEmitter<{
@@ -11,6 +11,8 @@ export type Changes = EventEmitter<{
   /** An obligation became due. */
   obligation: []
   audit: [seq: number]
+  /** This API token was revoked. */
+  token: [TokenId]
 }>
 
 export function createChanges(): Changes {

@@ -193,6 +193,7 @@ describe('operator listener', () => {
           return found
         },
       },
+      changes: ground.changes,
       events: createEvents(() => undefined),
       now: ground.now,
       routes: [routes],
@@ -236,7 +237,13 @@ describe('operator listener', () => {
       const write: typeof database.write = (change) =>
         dead ? Promise.reject(new Error('killed here')) : database.write(change)
       const events = createEvents(() => undefined)
-      const api = operatorApi({ database: { ...database, write }, events, now, routes: [routes] })
+      const api = operatorApi({
+        database: { ...database, write },
+        changes,
+        events,
+        now,
+        routes: [routes],
+      })
       const authorization = `Bearer ${decodeToken('token', token).secret}`
       const headers = { authorization, 'idempotency-key': 'once' }
       return api.request('/v1/tokens', { method: 'POST', headers })

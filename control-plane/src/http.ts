@@ -1,16 +1,16 @@
 /** The two listeners: operators with tokens, agents with certificates; nobody passes unchecked. */
-import { createHash } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { rm } from 'node:fs/promises'
 import http, { type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import https from 'node:https'
 import { type AddressInfo, connect } from 'node:net'
 import type { Duplex } from 'node:stream'
 import type { TLSSocket, TlsOptions } from 'node:tls'
-import { getRequestListener } from '@hono/node-server'
+import { getRequestListener, type HttpBindings } from '@hono/node-server'
 import { Hono } from 'hono'
 import type { ProblemDocument, StatusReply } from '@sluice/protocol/api'
 import { SluiceError } from '@sluice/protocol/errors'
-import type { AgentId } from '@sluice/protocol/ids'
+import type { AgentId, TokenId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { admitAgent, type AdmittedAgent } from './access/agent-gate.ts'
 import type { Authority } from './access/authority.ts'
@@ -23,6 +23,7 @@ import {
 } from './access/store.ts'
 import { authenticate } from './access/tokens.ts'
 import { bodyTooLarge, problemOf, readBytes } from './api-request.ts'
+import type { Changes } from './changes.ts'
 import type { Database } from './database/database.ts'
 import type { Events } from './events.ts'
 import { expectedFailure } from './fleet/problem.ts'
@@ -55,6 +56,7 @@ const idempotencyKeepMs = 24 * 60 * 60 * 1000
 
 export type OperatorDeps = {
   database: Database
+  changes: Changes
   events: Events
   now: () => number
   /** Mounted behind the guard; each answers only what a row of the access table lets through. */
@@ -65,6 +67,7 @@ export type OperatorDeps = {
 export function operatorApi(deps: OperatorDeps): Hono<AccessEnv> {
   const { database, now } = deps
   const api = new Hono<AccessEnv>()
+  const lasting = lastingAnswers(deps.changes)
 
   api.onError((error, c) => {
     const expected = expectedFailure(error)
@@ -77,17 +80,25 @@ export function operatorApi(deps: OperatorDeps): Hono<AccessEnv> {
     const rule = ruleOf(c.req.method, c.req.path)
     if (!rule) throw notFound()
     const { may } = rule
+    let token: TokenId | undefined
     if (may !== 'public') {
       const header = c.req.header('authorization')
       const check = () => authenticate(deps, header, { ...rule, may })
-      c.set('access', await check())
+      const { tokenId, ...access } = await check()
+      c.set('access', access)
       c.set('stillAllowed', async () => void (await check()))
+      token = tokenId
     }
     if (Number(c.req.header('content-length') ?? 0) > limits.requestBodyBytesMax)
       throw bodyTooLarge()
     await next()
     c.header('cache-control', 'no-store')
     c.header('x-content-type-options', 'nosniff')
+    const isStream = c.res.headers.get('content-type')?.startsWith('text/event-stream')
+    if (isStream !== true || token === undefined) return
+    lasting.add(token, (c.env as Partial<HttpBindings> | undefined)?.incoming?.socket)
+    // Between the look at the token and this line it may have been revoked, and nobody was told.
+    await c.get('stillAllowed')()
   })
 
   const running = new Set<string>()
@@ -133,6 +144,31 @@ export function operatorApi(deps: OperatorDeps): Hono<AccessEnv> {
 
   for (const routes of deps.routes) api.route('/', routes)
   return api
+}
+
+/**
+ * Answers that last, by the token that asked for them. They end with it at once, also those whose
+ * client reads nothing: its connection is cut.
+ */
+function lastingAnswers(changes: Changes) {
+  const open = new Map<TokenId, Set<Duplex>>()
+  changes.on('token', (token) => {
+    for (const socket of open.get(token) ?? []) socket.destroy()
+  })
+  return {
+    add(token: TokenId, socket: Duplex | undefined) {
+      if (socket === undefined) return
+      const sockets = open.get(token) ?? new Set()
+      open.set(token, sockets)
+      if (sockets.has(socket)) return
+      sockets.add(socket)
+      socket.once('close', () => {
+        sockets.delete(socket)
+        if (sockets.size === 0) open.delete(token)
+      })
+      if (socket.destroyed) sockets.delete(socket)
+    },
+  }
 }
 
 /** The answer a request got the first time; never its secret. */
@@ -200,8 +236,11 @@ export async function openOperatorListener(options: {
 // ---------------------------------------------------------------- agent listener
 
 export type AgentListener = Listener & {
-  /** Closes every connection of an agent at once; the next one is refused by the gate. */
-  disconnectAgent(agent: AgentId): void
+  /**
+   * Closes every connection of these agents at once, and forgets how to resume any session: each
+   * agent's next connection is a whole handshake, and these are refused by the gate.
+   */
+  cutOff(agents: readonly AgentId[]): void
 }
 
 /**
@@ -224,6 +263,7 @@ export async function openAgentListener(options: {
 }): Promise<AgentListener> {
   const { events } = options
   const sockets = new Map<AgentId, Set<Duplex>>()
+  const away = new Set<AgentId>()
 
   function remember(agent: AgentId, socket: Duplex) {
     const open = sockets.get(agent) ?? new Set()
@@ -238,6 +278,11 @@ export async function openAgentListener(options: {
 
   async function admit(socket: TLSSocket): Promise<AdmittedAgent> {
     const agent = await admitAgent(options, socket)
+    // It may have been cut off between the look at its row and here: whoever is stays so.
+    if (away.has(agent.id)) {
+      socket.destroy()
+      throw new SluiceError('identity.revoked', 'this agent was revoked')
+    }
     remember(agent.id, socket)
     return agent
   }
@@ -308,8 +353,13 @@ export async function openAgentListener(options: {
   })
   return {
     ...listener,
-    disconnectAgent(agent) {
-      for (const socket of sockets.get(agent) ?? []) socket.destroy()
+    cutOff(agents) {
+      // 48 bytes, as tls.Server.setTicketKeys takes them.
+      server.setTicketKeys(randomBytes(48))
+      for (const agent of agents) {
+        away.add(agent)
+        for (const socket of sockets.get(agent) ?? []) socket.destroy()
+      }
     },
   }
 }

@@ -37,6 +37,12 @@ import {
 import { alertsQuery, alertTestReply, alertView } from '@sluice/protocol/api-alerts'
 import { dutyView, obligationsQuery } from '@sluice/protocol/api-obligations'
 import { purgeDetail, purgePreview, purgeRequest, purgeView } from '@sluice/protocol/api-purge'
+import {
+  revocationDetail,
+  revocationPreview,
+  revocationRequest,
+  revocationView,
+} from '@sluice/protocol/api-revocations'
 import { findingsQuery, findingView, sweepRequest, sweepView } from '@sluice/protocol/api-sweeps'
 import { auditEvent } from '@sluice/protocol/audit-event'
 import { routeRules } from './access/rules.ts'
@@ -95,6 +101,12 @@ const routeShapes: Readonly<Record<string, RouteShape>> = {
   'GET /v1/purges/:id': { reply: purgeDetail },
   'GET /v1/purges/:id/events': { replyType: 'text/event-stream' },
   'GET /v1/purges/:id/report': { replyType: 'application/vnd.dsse.envelope.v1+json' },
+  'POST /v1/revocations': {
+    body: revocationRequest,
+    reply: z.union([revocationPreview, revocationDetail]),
+  },
+  'GET /v1/revocations': { query: pageQuery, reply: pageOf(revocationView) },
+  'GET /v1/revocations/:id': { reply: revocationDetail },
   'POST /v1/sweeps': { body: sweepRequest, reply: sweepView },
   'GET /v1/sweeps': { query: pageQuery, reply: pageOf(sweepView) },
   'GET /v1/sweeps/:id': { reply: sweepView },

@@ -59,6 +59,8 @@ export const jobView = z.strictObject({
   frozenFrom: jobState.optional(),
   /** Under legal hold since then. */
   heldAtMs: instant.optional(),
+  /** Since then it counts as seen by others: a node that was revoked had been given its key. */
+  exposedAtMs: instant.optional(),
   mediaCount: count,
   sealedBytes: count,
   sealedHeaderSha256: sha256Hex,

@@ -217,6 +217,26 @@ export const routeRules: readonly RouteRule[] = [
 
   {
     method: 'POST',
+    path: '/v1/revocations',
+    may: ['security'],
+    about:
+      'Locks out an agent, a token, a label or all grants at once, or shows what that would hit.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/revocations',
+    may: everyone,
+    about: 'What was revoked, newest first.',
+  },
+  {
+    method: 'GET',
+    path: '/v1/revocations/:id',
+    may: everyone,
+    about: 'What of a revocation is in force, and what is still owed.',
+  },
+
+  {
+    method: 'POST',
     path: '/v1/sweeps',
     may: ['operator', 'security'],
     about: 'Compares stores, spools, nodes and keys with the database.',

@@ -9,6 +9,7 @@ import { addAgentCommands } from './fleet.ts'
 import { addJobCommands } from './jobs.ts'
 import { addObligationsCommand } from './obligations.ts'
 import { addPurgeCommands } from './purge.ts'
+import { addRevokeCommands } from './revoke.ts'
 import { addServeCommands } from './serve.ts'
 import { addSweepCommands } from './sweep.ts'
 import { addTokenCommands } from './tokens.ts'
@@ -36,6 +37,7 @@ export function sluiceProgram(): Command {
   addAgentCommands(program)
   addJobCommands(program)
   addPurgeCommands(program)
+  addRevokeCommands(program)
   addApprovalCommands(program)
   addObligationsCommand(program)
   addAlertCommands(program)

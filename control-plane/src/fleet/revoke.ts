@@ -1,54 +1,47 @@
-/** Locks an agent out at once: its row, its link, its jobs and its leases. */
+/** Locks an agent out: its row, its jobs and its leases, in one transaction. */
 import type { Actor } from '@sluice/protocol/audit-event'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId } from '@sluice/protocol/ids'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
-import type { Database, Transaction } from '../database/database.ts'
+import type { Transaction } from '../database/database.ts'
 import { type AgentRow, agentById, markRevoked } from './store.ts'
 
-export type RevokeDeps = {
-  database: Database
+export type LockOutDeps = {
   changes: Changes
   now: () => number
   /** Holds a capture host's jobs, or ends a node's leases, in the same transaction. */
   holdJobs: (tx: Transaction, held: { agentId: AgentId; actor: Actor }) => Promise<void>
-  /** Closes every connection of the agent. */
-  disconnect: (agent: AgentId) => void
-  /** Takes away what grants of the agent could still reach. */
-  abortUploads: (agent: AgentId) => Promise<void>
 }
 
 /**
- * Revokes an agent; a revoked one stays revoked. From the commit on, the gate refuses it.
+ * Locks an agent out for good: from the commit on, the gate refuses it. Its open links are the
+ * caller's to cut.
  *
+ * @returns Whether this call did it; one that is locked out already stays so, since when it was.
  * @throws SluiceError `request.not_found`.
  */
-export async function revokeAgent(
-  deps: RevokeDeps,
+export async function lockOut(
+  deps: LockOutDeps,
+  tx: Transaction,
   order: { agentId: AgentId; actor: Actor },
-): Promise<AgentRow> {
+): Promise<{ agent: AgentRow; isNew: boolean }> {
   const { agentId, actor } = order
-  const agent = await deps.database.write(async (tx) => {
-    const row = await agentById(tx.sql, agentId)
-    if (!row) throw noSuchAgent()
-    const atMs = deps.now()
-    if (!(await markRevoked(tx, agentId, atMs))) return row
-    await deps.holdJobs(tx, { agentId, actor })
-    await appendAudit(tx, {
-      atMs,
-      type: 'agent.revoked',
-      actor,
-      site: row.site,
-      agentId,
-      detail: { role: row.role },
-    })
-    tx.afterCommit(() => deps.changes.emit('agent', agentId))
-    return { ...row, revokedAtMs: atMs }
+  const row = await agentById(tx.sql, agentId)
+  if (!row) throw noSuchAgent()
+  const atMs = deps.now()
+  if (!(await markRevoked(tx, agentId, atMs))) return { agent: row, isNew: false }
+  await deps.holdJobs(tx, { agentId, actor })
+  await appendAudit(tx, {
+    atMs,
+    type: 'agent.revoked',
+    actor,
+    site: row.site,
+    agentId,
+    detail: { role: row.role },
   })
-  deps.disconnect(agentId)
-  await deps.abortUploads(agentId)
-  return agent
+  tx.afterCommit(() => deps.changes.emit('agent', agentId))
+  return { agent: { ...row, revokedAtMs: atMs }, isNew: true }
 }
 
 export function noSuchAgent(): SluiceError {

@@ -2,16 +2,25 @@
 import { Hono } from 'hono'
 import { z } from 'zod'
 import { agentsQuery, type AgentView, changeAgentRequest } from '@sluice/protocol/api-fleet'
-import { agentId } from '@sluice/protocol/ids'
-import { type AccessEnv, reachesSite } from '../access/rules.ts'
+import { type AgentId, agentId } from '@sluice/protocol/ids'
+import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import { appendAudit } from '../audit/store.ts'
+import type { Changes } from '../changes.ts'
+import type { Database } from '../database/database.ts'
 import { presentFields } from '../present-fields.ts'
 import type { Fleet } from './fleet.ts'
-import { noSuchAgent, revokeAgent, type RevokeDeps } from './revoke.ts'
+import { noSuchAgent } from './revoke.ts'
 import { type AgentRow, agentById, changeAgent, pageOfAgents } from './store.ts'
 
-export type AgentRoutesDeps = RevokeDeps & { fleet: Pick<Fleet, 'isConnected' | 'lastSeenAtMs'> }
+export type AgentRoutesDeps = {
+  database: Database
+  changes: Changes
+  now: () => number
+  fleet: Pick<Fleet, 'isConnected' | 'lastSeenAtMs'>
+  /** Locks an agent out, for the older of the two routes that do so. */
+  revokeAgent: (order: { agentId: AgentId; access: Access }) => Promise<void>
+}
 
 const nothing = z.strictObject({})
 
@@ -79,8 +88,8 @@ export function agentRoutes(deps: AgentRoutesDeps) {
     await readBody(c.req.raw, nothing)
     const access = c.get('access')
     const agent = await reachable(access, c.req.param('id'))
-    const actor = { kind: 'principal', id: access.principalId } as const
-    return c.json(view(await revokeAgent(deps, { agentId: agent.id, actor })))
+    await deps.revokeAgent({ agentId: agent.id, access })
+    return c.json(view(await reachable(access, agent.id)))
   })
 
   return routes

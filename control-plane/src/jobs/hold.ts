@@ -18,7 +18,8 @@ import {
   jobsInStates,
   lockHeldJobs,
   openLease,
-  openUpload,
+  openUploadsOfAgent,
+  uploadById,
 } from './store.ts'
 
 /**
@@ -53,16 +54,27 @@ export async function holdJobsOf(
   }
 }
 
-/** Aborts the incomplete uploads of a revoked capture host, so that no grant of it works any more. */
+/**
+ * Aborts every incomplete upload the ledger has of a capture host, so that no grant for a part works
+ * any more. One whose store id was never learned is found under the object's key, where nothing else
+ * can be before a job is stored.
+ *
+ * @throws SluiceError `store.unreachable`, `store.refused`: the rest stays open, to be tried again.
+ */
 export async function abortUploadsOf(deps: JobDeps, agentId: AgentId): Promise<void> {
-  const frozen = await deps.database.read((sql) => jobsInStates(sql, agentId, ['frozen']))
-  for (const job of frozen)
-    await deps.turns.take(job.id, async () => {
-      const upload = await deps.database.read((sql) => openUpload(sql, job.id))
-      if (!upload?.storeUploadId) return
-      await deps.store.abortUpload({ key: job.objectKey, storeUploadId: upload.storeUploadId })
+  for (const { id, jobId } of await deps.database.read((sql) => openUploadsOfAgent(sql, agentId)))
+    await deps.turns.take(jobId, async () => {
+      const [upload, job] = await deps.database.read(async (sql) => [
+        await uploadById(sql, id),
+        await existingJob(sql, jobId),
+      ])
+      if (upload?.state !== 'creating' && upload?.state !== 'open') return
+      const { objectKey: key } = job
+      if (upload.storeUploadId)
+        await deps.store.abortUpload({ key, storeUploadId: upload.storeUploadId })
+      else await deps.store.deleteAll(key)
       await deps.database.write((tx) =>
-        changeUpload(tx, upload.id, { state: 'aborted', endedAtMs: deps.now() }),
+        changeUpload(tx, id, { state: 'aborted', endedAtMs: deps.now() }),
       )
     })
 }

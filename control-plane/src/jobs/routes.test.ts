@@ -10,6 +10,7 @@ import { pageOf } from '@sluice/protocol/api'
 import { type JobId, jobId, principalId, receiveKeyId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
 import type { Access, AccessEnv } from '../access/rules.ts'
+import { revoke } from '../revocation/revoke.ts'
 import { problemOf } from '../api-request.ts'
 import { listAudit } from '../audit/store.ts'
 import { evidenceDocuments, jobs } from '../database/schema.ts'
@@ -57,9 +58,19 @@ beforeEach(async () => {
       changes: ground.changes,
       now: ground.now,
       fleet: { isConnected: (id) => id === north.id, lastSeenAtMs: () => undefined },
-      holdJobs: (tx, held) => holdJobsOf(deps, tx, held),
-      abortUploads: (agent) => abortUploadsOf(deps, agent),
-      disconnect: (agent) => void disconnected.push(agent),
+      revokeAgent: async (order) => {
+        const target = { kind: 'agent', agentId: order.agentId } as const
+        await revoke(
+          {
+            ...deps,
+            store: { kind: 'directory', revokeGrants: async () => true },
+            holdJobs: (tx, held) => holdJobsOf(deps, tx, held),
+            abortUploads: (agent) => abortUploadsOf(deps, agent),
+            cutOff: (agents) => void disconnected.push(...agents),
+          },
+          { target, reason: 'a test', access: order.access },
+        )
+      },
     }),
   )
 })

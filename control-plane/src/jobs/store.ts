@@ -227,6 +227,23 @@ export async function openUpload(sql: Queries, id: JobId): Promise<UploadRow | u
   })
 }
 
+export async function uploadById(sql: Queries, id: string): Promise<UploadRow | undefined> {
+  return sql.query.uploads.findFirst({ where: eq(uploads.id, id) })
+}
+
+/** Every upload of a capture host's jobs that is neither completed nor aborted. */
+export async function openUploadsOfAgent(
+  sql: Queries,
+  agent: AgentId,
+): Promise<{ id: string; jobId: JobId }[]> {
+  return sql
+    .select({ id: uploads.id, jobId: uploads.jobId })
+    .from(uploads)
+    .innerJoin(jobs, eq(uploads.jobId, jobs.id))
+    .where(and(eq(jobs.captureAgentId, agent), inArray(uploads.state, ['creating', 'open'])))
+    .orderBy(asc(uploads.id))
+}
+
 export async function addUpload(tx: Transaction, upload: UploadRow): Promise<void> {
   await tx.sql.insert(uploads).values(upload)
 }
