@@ -97,7 +97,10 @@ const jobWorkers: Readonly<Record<JobObligationKind, (due: Due) => Promise<Outco
   'job.expiry-notice': ({ parts, obligation, job }) =>
     settleBy(parts, obligation, () => parts.noticeExpiry(job.id)),
   'certificate.issue': async ({ parts, obligation, job }) => {
-    await issueCertificate({ ...parts, level: await parts.keys.levelSince(job.announcedAtMs) }, { job, obligation })
+    await issueCertificate(
+      { ...parts, level: await parts.keys.levelSince(job.announcedAtMs) },
+      { job, obligation },
+    )
     return 'settled'
   },
 }
