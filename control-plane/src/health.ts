@@ -12,6 +12,7 @@ export type HealthFacts = {
   store: string
   connected: () => number
   reserve: 'ready' | 'missing'
+  keys: StatusReply['keys']
 }
 
 /** The state of everything, counted now. */
@@ -29,6 +30,7 @@ export async function statusOf(
     evidenceKeyId: facts.evidenceKeyId,
     store: facts.store,
     reserve: facts.reserve,
+    keys: facts.keys,
     agents: { known: counted.agents, connected: facts.connected() },
     jobs: counted.jobs,
     obligations: counted.obligations,

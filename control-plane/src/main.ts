@@ -257,6 +257,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
         store: store.kind,
         connected: () => fleet.connected().length,
         reserve: reserve.state,
+        keys: { store: epochKeys.name, level: keys.level.level },
       },
     )
   const listen = { authority, events, database, now, name, names, address }

@@ -1,5 +1,6 @@
 /** What goes over the operator's HTTP API: token texts, requests and answers, each with its bounds. */
 import { z } from 'zod'
+import { sanitisationLevel } from './certificate.ts'
 import { SluiceError, errorCodes } from './errors.ts'
 import { agentId, principalId, tokenId } from './ids.ts'
 import { limits } from './limits.ts'
@@ -227,6 +228,8 @@ export const statusReply = z.strictObject({
   store: z.string(),
   /** Room that a purge finds when the disk is full; `missing` while there is none to keep. */
   reserve: z.enum(['ready', 'missing']),
+  /** Where epoch keys live, and what the destruction of one may claim there. */
+  keys: z.strictObject({ store: z.enum(['file', 'pkcs11']), level: sanitisationLevel }),
   agents: z.strictObject({ known: z.int(), connected: z.int() }),
   jobs: z.record(z.string(), z.int()),
   /** Duties still owed, and how many of them are overdue. */
