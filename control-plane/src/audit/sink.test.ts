@@ -49,7 +49,9 @@ async function world(t: TestContext, events = 3) {
     )
   /** Owes what is new, and tries once. */
   const work = async (more: { openFile?: OpenFile; path?: string; dataDir?: string } = {}) => {
-    await keepExporting({ ...deps, report: assert.fail })[Symbol.asyncDispose]()
+    await keepExporting({ ...deps, report: (error) => assert.fail(String(error)) })[
+      Symbol.asyncDispose
+    ]()
     const owed = await duty()
     assert(owed)
     return exportAudit({ ...deps, sink: { ...deps.sink, ...more } }, owed)
