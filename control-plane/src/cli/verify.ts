@@ -1,10 +1,11 @@
 /** `sluice verify`: judges certificates and reports offline, and never takes one for the other. */
 import { createPublicKey, type KeyObject } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { open, readFile } from 'node:fs/promises'
 import type { Command } from 'commander'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { PurgeCertificate, PurgeReport } from '@sluice/protocol/purge-certificate'
 import type { CertificateSummary } from '@sluice/protocol/sealing/verify-certificate'
+import { verifyBundle } from '@sluice/protocol/sealing/verify-bundle'
 import { type VerifiedDocument, verifyDocument } from '@sluice/protocol/sealing/verify-document'
 import type { WriteOff } from '@sluice/protocol/write-off'
 import { instant, say, sayFacts, sayList, type View } from './output.ts'
@@ -12,15 +13,33 @@ import { addCommand } from './program.ts'
 
 export function addVerifyCommand(program: Command): void {
   addCommand(program, 'verify <file>', {
-    does: 'check a certificate or report offline, against a key pinned beforehand',
+    does: 'check a certificate, report or bundle (.tar) offline, against a key pinned beforehand',
     example: 'sluice verify job.certificate.json --trust evidence-public.pem',
   })
     .requiredOption('--trust <key>', 'PEM file of the evidence public key, from a source you trust')
     .action(async (path: string, options: View & { trust: string }) => {
-      const found = judge(await read(path), publicKeyFrom(await read(options.trust)))
+      const trusted = publicKeyFrom(await read(options.trust))
+      if (path.endsWith('.tar')) return judgeBundle(path, trusted, options)
+      const found = judge(await read(path), trusted)
       tell(found, options)
       requireCertificate(found)
     })
+}
+
+/** Reads a bundle entry by entry: it may be larger than memory. */
+async function judgeBundle(path: string, trusted: KeyObject, options: View): Promise<void> {
+  const file = await open(path).catch((cause: unknown) => {
+    throw unreadable(path, cause)
+  })
+  await using stream = file.createReadStream()
+  const { bundle, document, certificates } = await verifyBundle(stream, trusted)
+  if (options.json !== true) {
+    say('the bundle is whole: nothing was added, left out or changed')
+    sayFacts({ ...bundle, certificates }, options)
+    say('')
+  }
+  tell(document, options)
+  requireCertificate(document)
 }
 
 /** @throws SluiceError `evidence.*`, with what to do about a document that does not hold. */
@@ -125,11 +144,13 @@ async function read(path: string): Promise<Buffer> {
   try {
     return await readFile(path)
   } catch (cause) {
-    throw new SluiceError('usage', `${path}: cannot be read`, {
-      hint: 'Name an existing file.',
-      cause,
-    })
+    throw unreadable(path, cause)
   }
+}
+
+function unreadable(path: string, cause: unknown): SluiceError {
+  const hint = 'Name an existing file.'
+  return new SluiceError('usage', `${path}: cannot be read`, { hint, cause })
 }
 
 function publicKeyFrom(pem: Buffer): KeyObject {

@@ -1,11 +1,13 @@
 /** Proves what a purge destroys, in which order, and what no fault can make it leave out. */
 import assert from 'node:assert/strict'
 import { createPublicKey } from 'node:crypto'
+import { Readable } from 'node:stream'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { JobId, PrincipalId, PurgeId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { PurgeScope } from '@sluice/protocol/purge'
+import { bundleEntries, verifyBundle } from '@sluice/protocol/sealing/verify-bundle'
 import { verifyPurgeCertificate, verifyPurgeReport } from '@sluice/protocol/sealing/verify-purge'
 import { decideApproval } from '../access/approvals.ts'
 import { listAudit, verifyAudit } from '../audit/store.ts'
@@ -21,7 +23,9 @@ import {
 } from '../database/schema.ts'
 import { beginDeletion } from '../deletion/intent.ts'
 import { obligationsOfJob } from '../deletion/store.ts'
+import { changeState } from '../jobs/store.ts'
 import { beginApproved, endRefused, type PurgeDeps, requestPurge } from './begin.ts'
+import { purgeBundle } from './bundle.ts'
 import { interimReport } from './conclude.ts'
 import { acceptPurgeReceipt } from './receipts.ts'
 import { documentOf, purgeById } from './store.ts'
@@ -243,6 +247,41 @@ describe('a purge', () => {
     assert.equal((await rowOf(id)).state, 'concluded')
   })
 
+  it('can be handed over as one bundle in which nothing can be changed', async () => {
+    const cam = await world.enrol('capture', { receiveKeys: 3 })
+    await world.job({ by: cam })
+    await world.job({ by: cam })
+    const id = await purge({ kind: 'everything' })
+    const pinned = createPublicKey(world.evidence.publicKeyPem)
+    const bundle = async () => {
+      const parts = { ...world.ground, evidence: world.evidence }
+      return Buffer.concat(await Array.fromAsync(purgeBundle(parts, id)))
+    }
+    const verify = (bytes: Buffer) => verifyBundle(Readable.from([bytes]), pinned)
+    assert.equal((await verify(await bundle())).document.kind, 'purge-report')
+    await world.work()
+    await settle([cam])
+    const bytes = await bundle()
+    const { document, certificates } = await verify(bytes)
+    assert.equal(document.kind, 'purge-certificate')
+    assert.equal(certificates, 2)
+    const names: string[] = []
+    for await (const { name } of bundleEntries(Readable.from([bytes]))) names.push(name)
+    for (const part of ['purge.json', 'certificate-', 'receipt-', 'agents-1', 'audit-1'])
+      assert.ok(
+        names.some((name) => name.startsWith(part)),
+        part,
+      )
+    assert.equal(names.at(-1), 'MANIFEST.json')
+    for (let offset = 0; offset < bytes.length; offset += 251) {
+      const changed = Buffer.from(bytes)
+      changed[offset]! ^= 1
+      await assert.rejects(verify(changed), isSluiceError, `at ${offset}`)
+    }
+    await assert.rejects(verify(bytes.subarray(0, -512)), withCode('evidence.invalid'))
+    await assert.rejects(verify(Buffer.concat([bytes, Buffer.alloc(512)])), isSluiceError)
+  })
+
   it('concludes at once over nothing', async () => {
     const id = await purge({ kind: 'site', site: 'nowhere' })
     await world.work()
@@ -379,6 +418,49 @@ describe('a purge that races', () => {
     assert.equal((await statesOf()).get(job), 'deleted')
     const issued = (await eventsOf('certificate.issued')).filter((event) => event.jobId === job)
     assert.equal(issued.length, 1)
+  })
+
+  it('with a retry, a hold and another purge: whoever is first wins, and nothing is done twice', async () => {
+    const cam = await world.enrol('capture')
+    const job = await world.job({ by: cam, state: 'failed' })
+    const { database, changes, now } = world.ground
+    const move = (to: 'stored' | 'frozen') =>
+      database.write((tx) =>
+        changeState(
+          tx,
+          { jobId: job, from: 'failed', to, actor: { kind: 'system' }, atMs: now() },
+          changes,
+        ),
+      )
+    const scope = { kind: 'everything' } as const
+    const [first, retry, hold, second] = await Promise.allSettled([
+      purge(scope),
+      move('stored'),
+      move('frozen'),
+      purge(scope),
+    ])
+    for (const lost of [retry, hold])
+      assert.ok(lost.status === 'rejected' && isSluiceError(lost.reason, 'request.conflict'))
+    assert.ok(first.status === 'fulfilled' && second.status === 'fulfilled')
+    await settle([cam])
+    for (const id of [first.value, second.value]) assert.equal((await rowOf(id)).state, 'concluded')
+    assert.equal((await statesOf()).get(job), 'deleted')
+    const issued = (await eventsOf('certificate.issued')).filter((event) => event.jobId === job)
+    assert.equal(issued.length, 1)
+
+    const kept = await world.job({ by: cam, state: 'failed' })
+    const [moved, after] = await Promise.allSettled([
+      database.write((tx) =>
+        changeState(
+          tx,
+          { jobId: kept, from: 'failed', to: 'stored', actor: { kind: 'system' }, atMs: now() },
+          changes,
+        ),
+      ),
+      purge(scope),
+    ])
+    assert.deepEqual([moved.status, after.status], ['fulfilled', 'fulfilled'])
+    assert.equal((await statesOf()).get(kept), 'deleting')
   })
 
   it('with expiry: the duty to expire has lost its point', async () => {

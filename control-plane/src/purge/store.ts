@@ -663,3 +663,56 @@ export async function keepDocument(
       set: { envelope, issuedAtMs },
     })
 }
+
+// ---------------------------------------------------------------- what its forensic bundle holds
+
+type BundlePage = { id: PurgeId; after: string; items: number }
+
+/** Certificates and write-offs of its jobs, by job. */
+export function bundleDocuments(sql: Queries, { id, after, items }: BundlePage) {
+  return sql.all<{ kind: string; subjectId: string; envelope: string }>(
+    raw`SELECT * FROM (
+        SELECT 'certificate' AS kind, job_id AS "subjectId", envelope FROM certificates
+        UNION ALL SELECT kind, subject_id, envelope FROM evidence_documents WHERE kind = 'write-off')
+      WHERE "subjectId" > ${after} AND "subjectId" IN (${jobsOf(id)}) ORDER BY "subjectId" LIMIT ${items}`,
+  )
+}
+
+/** Every receipt of its jobs and of its orders, by obligation. */
+export function bundleReceipts(sql: Queries, { id, after, items }: BundlePage) {
+  return sql.all<{ obligationId: string; envelope: string }>(
+    raw`SELECT obligation_id AS "obligationId", envelope FROM receipts
+      WHERE obligation_id > ${after} AND (job_id IN (${jobsOf(id)}) OR obligation_id IN
+        (SELECT id FROM obligations WHERE subject_id = ${id} AND kind = 'purge.agent'))
+      ORDER BY obligation_id LIMIT ${items}`,
+  )
+}
+
+/** Every agent it ordered or whose copies it destroyed, and the time in which each was good. */
+export function bundleAgents(sql: Queries, { id, after, items }: BundlePage) {
+  return sql.all<{ id: string }>(
+    raw`SELECT id, name, role, site, public_key_id AS "publicKeyId", joined_at_ms AS "joinedAtMs",
+        certificate_serial AS "certificateSerial", certificate_expires_at_ms AS "certificateExpiresAtMs",
+        revoked_at_ms AS "revokedAtMs", build
+      FROM agents WHERE id > ${after} AND (
+        id IN (SELECT agent_id FROM obligations WHERE subject_id = ${id} AND kind = 'purge.agent')
+        OR id IN (SELECT capture_agent_id FROM jobs WHERE id IN (${jobsOf(id)}))
+        OR id IN (SELECT node_id FROM leases WHERE job_id IN (${jobsOf(id)})))
+      ORDER BY id LIMIT ${items}`,
+  )
+}
+
+/** Audit events of the purge, of its jobs and of revoked agents of it, with the hashes of the chain. */
+export function bundleEvents(
+  sql: Queries,
+  { id, afterSeq, items }: { id: PurgeId; afterSeq: number; items: number },
+) {
+  return sql.all<{ seq: number }>(
+    raw`SELECT seq, at_ms AS "atMs", type, actor, site, job_id AS "jobId", agent_id AS "agentId", detail,
+        previous_sha256 AS "previousSha256", sha256
+      FROM audit_events WHERE seq > ${afterSeq} AND (job_id IN (${jobsOf(id)})
+        OR json_extract(detail, '$.purgeId') = ${id} OR (type = 'agent.revoked' AND agent_id IN
+          (SELECT agent_id FROM obligations WHERE subject_id = ${id} AND kind = 'purge.agent')))
+      ORDER BY seq LIMIT ${items}`,
+  )
+}
