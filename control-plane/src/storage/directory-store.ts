@@ -117,10 +117,21 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
       .map((name) => join(uploads, name))
   }
 
+  /** What lies beside the shards and uploads, under paths that sort before every key of ours. */
+  async function strangersBeside(names: string[]): Promise<StoreEntry[]> {
+    const begun = await readdir(uploads)
+    const paths = [
+      ...names.filter((name) => !isShard(name)).map((name) => `./objects/${name}`),
+      ...begun.filter((name) => !isUpload(name)).map((name) => `./uploads/${name}`),
+    ]
+    return paths.toSorted().map((key) => ({ key, objects: 1, versions: 0, uploads: [] }))
+  }
+
   /** Store ids of all uploads, by key. */
   async function openUploads(): Promise<Map<string, string[]>> {
     const found = new Map<string, string[]>()
     for (const name of await readdir(uploads)) {
+      if (!isUpload(name)) continue
       const [hex = '', id = ''] = name.split('.')
       found.set(`a/${hex}`, [...(found.get(`a/${hex}`) ?? []), id])
     }
@@ -308,19 +319,20 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
     async list(after = '') {
       const names = await readdir(objects)
       const shards = names.filter((name) => isShard(name) && after < `a/${name}${shardEnd}`)
-      const foreign = after === '' ? names.filter((name) => !isShard(name)) : []
-      const open = await openUploads()
-      const keys = [...open.keys()].filter((key) => after < key)
+      const begun = await openUploads()
+      const keys = [...begun.keys()].filter((key) => after < key)
+      const strangers = after === '' ? await strangersBeside(names) : []
       const first = [...shards.map((name) => `a/${name}`), ...keys].toSorted()[0]
-      const strangers = foreign.map((key) => ({ key, objects: 1, versions: 0, uploads: [] }))
       if (first === undefined) return { entries: strangers }
       const shard = first.slice(0, 'a/'.length + shardChars)
       const end = `${shard}${shardEnd}`
-      const stored = await readdirIfThere(join(objects, shard.slice('a/'.length)))
       const entries = new Map<string, StoreEntry>()
-      for (const name of stored)
-        entries.set(`a/${name}`, { key: `a/${name}`, objects: 1, versions: 0, uploads: [] })
-      for (const [key, ids] of open) {
+      for (const name of await readdirIfThere(join(objects, shard.slice('a/'.length)))) {
+        const own = isHex(name) && `a/${name}`.startsWith(shard)
+        const key = own ? `a/${name}` : `${shard}/${name}`
+        entries.set(key, { key, objects: 1, versions: 0, uploads: [] })
+      }
+      for (const [key, ids] of begun) {
         if (!key.startsWith(shard)) continue
         const entry = entries.get(key) ?? { key, objects: 0, versions: 0, uploads: [] }
         entries.set(key, { ...entry, uploads: ids })
@@ -487,6 +499,15 @@ function partName(part: number, bytes: number, etag: string): string {
 
 function isShard(name: string): boolean {
   return /^[0-9a-f]{2}$/.test(name)
+}
+
+function isHex(name: string): boolean {
+  return /^[0-9a-f]{32}$/.test(name)
+}
+
+/** `<hex>.<upload>`, and what it is called while it ends. */
+function isUpload(name: string): boolean {
+  return /^[0-9a-f]{32}\.[0-9a-f]{32}(\.|$)/.test(name)
 }
 
 function hexOf(key: ObjectKey): string {

@@ -39,10 +39,11 @@ export type S3StoreOptions = {
   /** Read anew for every request, so that rotated files count at once. */
   credentials: () => Promise<{ accessKeyId: string; secretAccessKey: string }>
   now: () => number
+  /** How long one request may take; a store that hangs is unreachable, not waited for. */
+  requestTimeoutMs?: number
 }
 
-/** How long one request may take; a store that hangs is unreachable, not waited for. */
-const requestTimeoutMs = 30_000
+const defaultRequestTimeoutMs = 30_000
 const connectTimeoutMs = 5_000
 /** Aborting races with parts still arriving (S3 User Guide, AbortMultipartUpload): try again. */
 const abortTriesMax = 5
@@ -66,7 +67,7 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
     responseChecksumValidation: 'WHEN_REQUIRED',
     maxAttempts: 3,
     requestHandler: {
-      requestTimeout: requestTimeoutMs,
+      requestTimeout: options.requestTimeoutMs ?? defaultRequestTimeoutMs,
       throwOnRequestTimeout: true,
       connectionTimeout: connectTimeoutMs,
       httpsAgent: new Agent({

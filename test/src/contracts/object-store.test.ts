@@ -15,11 +15,15 @@ import {
 } from '@aws-sdk/client-s3'
 import { createS3Store } from '@sluice/control-plane/storage/s3-store'
 import { openDirectoryStore } from '@sluice/control-plane/storage/directory-store'
-import { isAbsent, type ObjectStore } from '@sluice/control-plane/storage/object-store'
+import {
+  isAbsent,
+  type ObjectStore,
+  type StoreEntry,
+} from '@sluice/control-plane/storage/object-store'
 import { isSluiceError } from '@sluice/protocol/errors'
 import type { Grant } from '@sluice/protocol/messages'
 import { type ObjectKey, objectKeyFrom } from '@sluice/protocol/object-keys'
-import { readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Agent, request } from 'undici'
@@ -148,33 +152,33 @@ function contract(name: string, skip: string | false, open: () => Promise<Subjec
 
     it('lists all there is, in order, and can go on from anywhere', async () => {
       const { upload: whole } = await put([randomBytes(1000)])
-      const open = await openUpload()
+      const begun = await openUpload()
       const both = await openUpload()
       const again = { key: both.key, storeUploadId: await subject.store.createUpload(both.key) }
       const listed = new Map<string, { objects: number; versions: number; uploads: string[] }>()
       const order: string[] = []
-      for (let after: string | undefined; ;) {
-        const page = await subject.store.list(after)
+      for (let next: string | undefined; ;) {
+        const page = await subject.store.list(next)
         for (const { key, ...rest } of page.entries) {
           order.push(key)
           listed.set(key, { ...rest, uploads: rest.uploads.toSorted() })
         }
-        after = page.next
-        if (after === undefined) break
+        next = page.next
+        if (next === undefined) break
       }
       assert.deepEqual(order, order.toSorted())
       assert.equal(new Set(order).size, order.length)
       assert.deepEqual(listed.get(whole.key), { objects: 1, versions: 0, uploads: [] })
-      assert.deepEqual(listed.get(open.key), {
+      assert.deepEqual(listed.get(begun.key), {
         objects: 0,
         versions: 0,
-        uploads: [open.storeUploadId],
+        uploads: [begun.storeUploadId],
       })
       assert.deepEqual(
         listed.get(both.key)?.uploads,
         [both.storeUploadId, again.storeUploadId].toSorted(),
       )
-      for (const { key } of [whole, open, both]) await subject.store.deleteAll(key)
+      for (const { key } of [whole, begun, both]) await subject.store.deleteAll(key)
       const later = await subject.store.list(order.at(-1))
       assert.deepEqual(later.entries, [])
     })
@@ -392,6 +396,30 @@ describe('directory store alone', () => {
     await rm(uploads)
     await rename(`${uploads}.away`, uploads)
     assert.ok(isAbsent(await store.remains(key)))
+  })
+
+  it('lists what is not its own too, in order and to an end', async () => {
+    await using folder = await makeTemporaryDirectory('objects')
+    const options = { folder: folder.path, origin: () => 'https://x', now: Date.now }
+    await using store = await openDirectoryStore(options)
+    const key = objectKeyFrom(randomBytes(16))
+    const storeUploadId = await store.createUpload(key)
+    const shard = key.slice('a/'.length, 'a/'.length + 2)
+    await mkdir(join(folder.path, 'objects', shard))
+    for (const path of ['objects/zz', 'uploads/zzzz', `objects/${shard}/zzz`])
+      await writeFile(join(folder.path, path), '')
+    const listed: StoreEntry[] = []
+    for (let next: string | undefined, pages = 0; ; pages += 1) {
+      assert.ok(pages < 10, 'the listing ends')
+      const page = await store.list(next)
+      listed.push(...page.entries)
+      next = page.next
+      if (next === undefined) break
+    }
+    const keys = listed.map((entry) => entry.key)
+    assert.deepEqual(keys, ['./objects/zz', './uploads/zzzz', `a/${shard}/zzz`, key])
+    assert.deepEqual(keys, keys.toSorted())
+    assert.deepEqual(listed.at(-1)?.uploads, [storeUploadId])
   })
 
   it('goes on after a crash in the middle of completing or aborting', async () => {
