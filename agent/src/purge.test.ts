@@ -55,14 +55,14 @@ async function makeHost() {
       [undefined, 'waiting'],
     ] as const) {
       const submission = newId(submissionId, 1)
-      const common = { submissionId: submission, analyser: 'example', sources, source: policy }
+      const shared = { submissionId: submission, analyser: 'example', sources, source: policy }
       all.submissions[submission] = {
-        ...{ ...common, createdAtMs: 1, origin: 'command', attempts: 1 },
+        ...{ ...shared, createdAtMs: 1, origin: 'command', attempts: 1 },
         ...(id ? { state: 'sealed', jobId: id } : { state: 'waiting' }),
       }
       if (!id) continue
       all.jobs[id] = {
-        ...{ ...common, jobId: id, step, mediaCount: 1, sealedBytes: 32, sealedAtMs: 1 },
+        ...{ ...shared, jobId: id, step, mediaCount: 1, sealedBytes: 32, sealedAtMs: 1 },
         ...{ sealedHeader: 'A'.repeat(75), sealedHeaderSha256: 'a'.repeat(64) },
         ...{ spoolSha256: 'a'.repeat(64), receiveKeyId: newId(receiveKeyId, 1), updatedAtMs: 1 },
         ...{ deliveryConfirmed: false, sourceDone: true, spoolDeleteWanted: false },
