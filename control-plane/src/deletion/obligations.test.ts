@@ -34,13 +34,14 @@ describe('GET /v1/obligations', () => {
     {
       await using rows = openDatabase(system.controlPlane.directory.database)
       await rows.write(async (tx) => {
+        let idAtMs = Date.now()
         const farMs = Date.now() + 86_400_000
         const duty = (site: string, deadlineAtMs = farMs) =>
           addObligation(
             tx,
             {
               ...{ kind: 'purge.agent', subjectId: subject, site, state: 'due', deadlineAtMs },
-              ...{ id: newId(obligationId, Date.now()), atMs: Date.now(), nextTryAtMs: farMs },
+              ...{ id: newId(obligationId, (idAtMs += 1)), atMs: Date.now(), nextTryAtMs: farMs },
             },
             changes,
           )
