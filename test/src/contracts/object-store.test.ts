@@ -1,6 +1,7 @@
 /** One suite for every object store: the embedded directory and a real S3 must answer alike. */
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
+import type { RequestListener } from 'node:http'
 import { createServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { after, before, describe, it } from 'node:test'
@@ -470,6 +471,51 @@ describe('grants of the directory store', () => {
     assert.equal(await send(old), 403)
     assert.equal(await send(await grant()), 200)
   })
+})
+
+describe('S3 store before a server that is in trouble', () => {
+  const troubles: [string, RequestListener][] = [
+    [
+      'asks to slow down',
+      (_, response) =>
+        void response
+          .writeHead(503, { 'content-type': 'application/xml' })
+          .end('<Error><Code>SlowDown</Code></Error>'),
+    ],
+    ['resets connections', (incoming) => void incoming.socket.destroy()],
+    ['never answers', () => undefined],
+  ]
+  for (const [name, listener] of troubles)
+    it(`says that it is away when it ${name}`, async () => {
+      await using stack = new AsyncDisposableStack()
+      const { certificate: cert, key, authority } = await makeServerCredentials()
+      let asked = 0
+      const server = createServer({ cert, key, minVersion: 'TLSv1.3' }, (incoming, response) => {
+        asked += 1
+        listener(incoming, response)
+      })
+      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+      stack.defer(() => void server.close())
+      stack.defer(() => server.closeAllConnections())
+      const store = stack.use(
+        createS3Store({
+          endpoint: `https://127.0.0.1:${(server.address() as AddressInfo).port}`,
+          region: 'us-east-1',
+          bucket: 'trouble',
+          forcePathStyle: true,
+          authorities: authority,
+          credentials: async () => ({ accessKeyId: 'a', secretAccessKey: 'b' }),
+          now: Date.now,
+          requestTimeoutMs: 500,
+        }),
+      )
+      const objectKey = objectKeyFrom(randomBytes(16))
+      const away = (error: unknown) =>
+        isSluiceError(error, 'store.unreachable') && error.retry === 'later'
+      await assert.rejects(store.deleteAll(objectKey), away)
+      await assert.rejects(store.remains(objectKey), away)
+      assert.ok(asked > 0, 'the control: the server was reached')
+    })
 })
 
 describe('S3 store alone', { skip: noS3 }, () => {
