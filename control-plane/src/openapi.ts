@@ -101,6 +101,7 @@ const routeShapes: Readonly<Record<string, RouteShape>> = {
   'GET /v1/purges/:id': { reply: purgeDetail },
   'GET /v1/purges/:id/events': { replyType: 'text/event-stream' },
   'GET /v1/purges/:id/report': { replyType: 'application/vnd.dsse.envelope.v1+json' },
+  'GET /v1/purges/:id/bundle': { replyType: 'application/x-tar' },
   'POST /v1/revocations': {
     body: revocationRequest,
     reply: z.union([revocationPreview, revocationDetail]),

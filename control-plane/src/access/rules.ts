@@ -214,6 +214,12 @@ export const routeRules: readonly RouteRule[] = [
     may: everyone,
     about: 'The certificate of a purge, or a signed report of what is still open.',
   },
+  {
+    method: 'GET',
+    path: '/v1/purges/:id/bundle',
+    may: ['security'],
+    about: 'Everything that proves a purge, as one signed tar.',
+  },
 
   {
     method: 'POST',

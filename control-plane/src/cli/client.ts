@@ -13,6 +13,8 @@ export type Client = AsyncDisposable & {
   post<T extends z.ZodType>(path: string, body: object, reply: T): Promise<z.output<T>>
   /** An answer that is no JSON of ours, byte for byte. */
   bytes(path: string, bytesMax: number): Promise<Buffer>
+  /** The same, as it comes, for what may be larger than memory. */
+  pieces(path: string): AsyncGenerator<Uint8Array>
   /** Server-sent events after `afterId`, until `signal` or the server ends them. */
   events(
     path: string,
@@ -81,6 +83,10 @@ function client(options: { origin: string; dispatcher: Agent; authorization?: st
       return reply.parse(JSON.parse((await readAll(answer, replyBytesMax)).toString()))
     },
     bytes: async (path, bytesMax) => readAll(await send(path), bytesMax),
+    async *pieces(path) {
+      const answer = await send(path)
+      for await (const piece of answer.body) yield piece as Uint8Array
+    },
     async *events(path, { afterId, signal }) {
       const headers = { accept: 'text/event-stream', 'last-event-id': afterId }
       // The server shows every few seconds that it lives.

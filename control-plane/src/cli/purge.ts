@@ -84,6 +84,27 @@ export function addPurgeCommands(program: Command): void {
     example: `sluice purges watch ${exampleId}`,
   }).action(async (id: string, options: View) => watch(id, options))
 
+  addCommand(purges, 'bundle <id>', {
+    does: 'fetch everything that proves a purge, as one signed tar',
+    example: `sluice purges bundle ${exampleId} --out purge.tar`,
+  })
+    .requiredOption('--out <file>', 'new file for it')
+    .action(async (id: string, options: View & { out: string }) =>
+      withClient(async (client) => {
+        await using file = await open(options.out, 'wx', 0o600).catch((cause: unknown) => {
+          throw new SluiceError('usage', `${options.out}: exists, or cannot be made`, {
+            hint: 'Name a new file.',
+            cause,
+          })
+        })
+        for await (const piece of client.pieces(`${pathOf(id)}/bundle`)) await file.writeFile(piece)
+        await file.sync()
+        return remark(
+          `wrote ${options.out}; check it with: sluice verify ${options.out} --trust KEY`,
+        )
+      }),
+    )
+
   addCommand(purges, 'report <id>', {
     does: 'fetch the certificate of a purge, or a signed report of what is open',
     example: `sluice purges report ${exampleId} --out purge.certificate.json`,

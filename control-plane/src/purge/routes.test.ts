@@ -3,9 +3,11 @@ import assert from 'node:assert/strict'
 import { createPublicKey } from 'node:crypto'
 import { readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
+import { Readable } from 'node:stream'
 import { after, before, describe, it } from 'node:test'
 import { purgeDetail, purgePreview } from '@sluice/protocol/api-purge'
 import { limits } from '@sluice/protocol/limits'
+import { verifyBundle } from '@sluice/protocol/sealing/verify-bundle'
 import { verifyPurgeCertificate } from '@sluice/protocol/sealing/verify-purge'
 import {
   joinedAgent,
@@ -67,6 +69,14 @@ describe('purge routes', () => {
     const certificate = verifyPurgeCertificate(Buffer.from(text), createPublicKey(pem))
     assert.equal(certificate.purgeId, begun.id)
     assert.notEqual(certificate.keysUnrecoverableAtMs, undefined)
+
+    const bundle = await system.call('GET', `${path}/bundle`, { secret })
+    const pieces = Readable.from([Buffer.from(bundle.text)])
+    const verified = await verifyBundle(pieces, createPublicKey(pem))
+    assert.equal(verified.document.kind, 'purge-certificate')
+    assert.equal(verified.bundle.purgeId, begun.id)
+    const viewer = await system.secretFor('viewer')
+    assert.equal((await system.call('GET', `${path}/bundle`, { secret: viewer })).status, 403)
 
     const owed = await post({ scope: { kind: 'everything' }, reason: 'a test' })
     assert.equal(owed.status, 202)

@@ -17,6 +17,7 @@ import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
 import { presentFields } from '../present-fields.ts'
 import { type PurgeDeps, requestPurge, withinOf } from './begin.ts'
+import { purgeBundle } from './bundle.ts'
 import { type ConcludeParts, interimReport } from './conclude.ts'
 import { dutyProgress, endsReceiveKeys, needsApproval } from './rules.ts'
 import {
@@ -100,6 +101,15 @@ export function purgeRoutes(deps: PurgeRoutesDeps) {
       throw new SluiceError('request.not_found', `purge ${id} is ${state}: nothing was destroyed`)
     // Byte for byte as it was signed.
     return c.body(text, 200, { 'content-type': envelopeType })
+  })
+
+  routes.get('/v1/purges/:id/bundle', async (c) => {
+    const { id, state } = await reachable(c.get('access'), c.req.param('id'))
+    if (state !== 'running' && state !== 'concluded')
+      throw new SluiceError('request.not_found', `purge ${id} is ${state}: nothing was destroyed`)
+    const headers = { 'content-type': 'application/x-tar' }
+    if (c.req.method === 'HEAD') return c.body(null, 200, headers)
+    return c.body(ReadableStream.from(purgeBundle(deps, id)), 200, headers)
   })
 
   routes.get('/v1/purges/:id/events', async (c) => {
