@@ -118,8 +118,8 @@ export async function authenticate(
       hint: `It takes the role ${rule.may.join(' or ')}; roles do not nest.`,
     })
   }
-  const tokenId = found.token.id
-  return { principalId: principal.id, principal: principal.name, sites, rights, tokenId }
+  const who = { principalId: principal.id, principal: principal.name }
+  return { ...who, sites, rights, tokenId: found.token.id }
 }
 
 /**
