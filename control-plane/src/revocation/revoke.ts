@@ -226,13 +226,13 @@ async function hitOf(
       const agents = await agentsWithLabel(sql, label)
       return { ...none, site: label.site, agents, joinTokens: tokens.length }
     }
-    case 'grants': {
-      if (access.sites === 'all') return { ...none, site: '*' }
-      throw new SluiceError('access.forbidden', 'grants of every site would be refused', {
-        hint: 'It takes the role security on all sites (`*`).',
-      })
-    }
+    case 'grants':
+      if (access.sites !== 'all')
+        throw new SluiceError('access.forbidden', 'grants of every site would be refused', {
+          hint: 'It takes the role security on all sites (`*`).',
+        })
   }
+  return { ...none, site: '*' }
 }
 
 function noSuchToken(): SluiceError {

@@ -5,17 +5,9 @@ import { limits } from '@sluice/protocol/limits'
 
 /** The target as one word, which is the same for the same target. */
 export function targetText(target: RevocationTarget): string {
-  switch (target.kind) {
-    case 'agent':
-      return target.agentId
-    case 'token':
-    case 'join-token':
-      return target.tokenId
-    case 'label':
-      return `${target.key}=${target.value}`
-    case 'grants':
-      return '*'
-  }
+  if (target.kind === 'agent') return target.agentId
+  if (target.kind === 'label') return `${target.key}=${target.value}`
+  return target.kind === 'grants' ? '*' : target.tokenId
 }
 
 /**
