@@ -31,7 +31,7 @@ export async function revokeGrants(deps: RevocationDeps, duty: Obligation): Prom
   if (!refused && deps.now() <= overAtMs)
     throw new SluiceError('store.refused', 'this store cannot take back grants that are out', {
       retry: 'later',
-      hint: `They are over by ${new Date(overAtMs).toISOString()}; sooner, if the access key is deleted at the store and a new one put into the credentials file.`,
+      hint: `They are over by ${new Date(overAtMs).toISOString()}; sooner, if the access key is deleted at the store and a new one put into the credentials file before a restart.`,
     })
   await deps.database.write((tx) => markDone(tx, duty.id, deps.now()))
   return 'settled'
