@@ -57,7 +57,8 @@ export function takeFromJournal(
     counts.drafts += 1
     take(id, false)
   }
-  if (order.everything) draft.receiveKeys = []
+  // A purge that reaches drafts has ended every unused receive key of this host.
+  if (order.everything || order.sealed !== undefined) draft.receiveKeys = []
   forgetOldestPurged(draft)
   return { counts, jobIds: [...jobIds], leaseIds: [] }
 }

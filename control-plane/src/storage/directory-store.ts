@@ -1,7 +1,7 @@
 /** The embedded object store: a directory, with the same signed, expiring, single-object URLs as S3. */
 import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import { constants, createReadStream } from 'node:fs'
-import { mkdir, open, readdir, rename, rm, stat, statfs, unlink } from 'node:fs/promises'
+import { mkdir, open, readdir, rename, rm, rmdir, stat, statfs, unlink } from 'node:fs/promises'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { join } from 'node:path'
 import { Transform } from 'node:stream'
@@ -36,6 +36,7 @@ const partFile = /^(\d{5})-(\d+)-([0-9a-f]{32})$/
 
 /** Hex digits of a key that name its shard: 256 shards of some 4,000 for a million objects. */
 const shardChars = 2
+const shardTriesMax = 5
 /** Sorts behind every key of a shard and before the next shard. */
 const shardEnd = 'g'
 
@@ -136,6 +137,18 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
       found.set(`a/${hex}`, [...(found.get(`a/${hex}`) ?? []), id])
     }
     return found
+  }
+
+  /** The shard may be taken away, being empty, between its making and its use. */
+  async function moveIntoShard(folder: string, key: ObjectKey): Promise<void> {
+    for (let tries = 1; ; tries += 1) {
+      await mkdir(shardOf(key), { recursive: true, mode: 0o700 })
+      try {
+        return await rename(folder, objectFolder(key))
+      } catch (error) {
+        if (tries === shardTriesMax || !isMissing(error)) throw error
+      }
+    }
   }
 
   async function receivePart(
@@ -264,8 +277,7 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
           if (!keep) await unlink(join(folder, name))
         }
         await syncFolder(folder)
-        await mkdir(shardOf(upload.key), { recursive: true, mode: 0o700 })
-        await rename(folder, objectFolder(upload.key))
+        await moveIntoShard(folder, upload.key)
       } catch (error) {
         await renameIfThere(folder, begun)
         throw error
@@ -295,6 +307,8 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
       for (const upload of await uploadsOf(key)) await removeUpload(upload)
       await rm(objectFolder(key), { recursive: true, force: true })
       await syncFolderIfThere(shardOf(key))
+      await removeIfEmpty(shardOf(key))
+      await syncFolder(objects)
     },
 
     async revokeGrants() {
@@ -551,6 +565,15 @@ async function syncFolderIfThere(folder: string): Promise<void> {
     await syncFolder(folder)
   } catch (error) {
     if (!isMissing(error)) throw error
+  }
+}
+
+async function removeIfEmpty(folder: string): Promise<void> {
+  try {
+    await rmdir(folder)
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code !== 'ENOTEMPTY' && code !== 'EEXIST' && code !== 'ENOENT') throw error
   }
 }
 

@@ -141,7 +141,13 @@ describe('the capture agent killed -9', { timeout: 300_000 }, () => {
     await fleet.waitForState(job, ['stored'], waitMsMax)
     sealed.push(job)
     const objects = join(fleet.controlPlane.dataDirectory, 'objects', 'objects')
-    const stored = await partsIn(objects, spooled.get('archive.sealed')?.length)
+    const [stored = new Map()] = (
+      await Promise.all(
+        (await readdir(objects)).map((shard) =>
+          partsIn(join(objects, shard), spooled.get('archive.sealed')?.length),
+        ),
+      )
+    ).filter(({ size }) => size > 0)
     assert.equal(stored.size, partCount)
     for (const [part, facts] of held)
       assert.deepEqual(stored.get(part), facts, `${part} is the file that was there before`)
