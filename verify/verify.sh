@@ -22,10 +22,10 @@ def fits($t): . as $v | $t | if type == "object" then ($v | type) == "object" an
   then ($v | length) <= ($t[4:] | tonumber) elif startswith("b64") then ($v | b64) and ($v | length) <= ($t[3:] | tonumber) else $t as $re
   | $v | test("\\A(" + $re + ")\\z") end;
 def id: "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"; def sha: "[0-9a-f]{64}";
-def own: ["object-store", "job-key", "result-blob"];
-def holder: {kind: "capture-spool|gpu-lease|object-store|job-key|result-blob", id: "\(id)|\(sha)"};
-def envelope: {payload: "b6489478490", payloadType: ("application/vnd\\.sluice\\.(receipt|result|deletion-certificate" +
-  "|purge-(receipt|certificate|report|bundle)|write-off)\\.v1\\+json"), signatures: [1, 1, {keyid: sha, sig: "b6488"}]};
+def own: ["object-store", "object-replica", "job-key", "result-blob"];
+def holder: {kind: "capture-spool|gpu-lease|object-(store|replica)|job-key|result-blob", id: "\(id)|\(sha)", "place?":
+  "[a-z0-9][a-z0-9-]{0,31}"}; def envelope: {payload: "b6489478490", payloadType: ("application/vnd\\.sluice\\.(receipt|result|" +
+  "deletion-certificate|purge-(receipt|certificate|report|bundle)|write-off)\\.v1\\+json"), signatures: [1, 1, {keyid: sha, sig: "b6488"}]};
 def each_is($t): split(" ") | map({key: ., value: $t}) | from_entries;
 def signer: {keyId: sha, publicKey: "b64128", holderId: "\(id)|\(sha)"} + ("notBeforeMs? notAfterMs? revokedAtMs?" | each_is("int"));
 def statement($about; $type; $predicate): fits({_type: "https://in-toto\\.io/Statement/v1", subject: [1, 1, {name: "\($about):\(id)",
@@ -63,10 +63,10 @@ def judge_job: .subject[0].name as $name | .predicate | . as $p | .holders as $h
   unlisted, signers([$held[].holder.id]), no(any([$held[].obligationId], [.leases[].leaseId], [.leases[].fence]; twice);
   "invalid: something is listed twice"), no(["capture-spool", "object-store", "job-key"] - [$held[].holder.kind] != [];
   "incomplete: a holder is missing"), no([.leases[].leaseId] - [$held[].leaseId] != []; "incomplete: a lease was never confirmed"),
-  no([$held[] | .leaseId // .holder.kind] | twice; "invalid: a holder is listed twice"), ($held[] | .leaseId as $lease | no((own -
-  [.holder.kind] != own) != (.holder.id == $trusted); "untrusted: a holder is spoken for by another"), no((.holder.kind == "gpu-lease") !=
-  ($lease != null) or ($lease != null and [$p.leases[] | select(.leaseId == $lease) | .nodeId] != [.holder.id]);
-  "invalid: a lease and its holder do not fit"));
+  no([$held[] | .leaseId // "\(.holder.kind) \(.holder.place)"] | twice; "invalid: a holder is listed twice"), ($held[] | .leaseId as
+  $lease | .holder as {$kind, $place} | no((own - [$kind] != own) != (.holder.id == $trusted); "untrusted: a holder is spoken for by another"),
+  no(($kind == "object-replica") != ($place != null) or ($kind == "gpu-lease") != ($lease != null) or ($lease != null and [$p.leases[] |
+  select(.leaseId == $lease) | .nodeId] != [.holder.id]); "invalid: a lease or a place and its holder do not fit"));
 def judge_purge: .subject[0] as $about | .predicate | . as $p | no($about != {name: "purge:\(.purgeId)", digest: {sha256: $digests[0]}} or
   .approvedBy == .requestedBy or ([.requestedAtMs, .intentAtMs, .keysUnusableAtMs, .keysUnrecoverableAtMs, .concludedAtMs] | disordered)
   or any(.ordersDurableAtMs, .objectsAbsentAtMs, .agents[].confirmedAtMs; [$p.intentAtMs, ., $p.concludedAtMs] | disordered);

@@ -19,16 +19,25 @@ export const holderKinds = [
   'capture-spool',
   'gpu-lease',
   'object-store',
+  /** A bucket that the operator's own replication copies to; `place` names it. */
+  'object-replica',
   'job-key',
   'result-blob',
 ] as const
 export const holderKind = z.enum(holderKinds)
 export type HolderKind = z.infer<typeof holderKind>
 
+/** What a replica is called: one short word, the same for as long as it is the same bucket. */
+export const replicaName = z
+  .string()
+  .regex(/^[a-z0-9][a-z0-9-]{0,31}$/, 'not the name of a replica')
+
 /** Who held a copy: an agent, or the control plane (`id` is then the evidence key's id). */
 export const holder = z.strictObject({
   kind: holderKind,
   id: z.union([agentId, sha256Hex]),
+  /** Which replica; every `object-replica` has it, and nothing else. */
+  place: replicaName.optional(),
 })
 export type Holder = z.infer<typeof holder>
 

@@ -23,7 +23,12 @@ export const certificatePayloadType = 'application/vnd.sluice.deletion-certifica
 /** Holders that every job has, each exactly once. */
 const alwaysHeld = ['capture-spool', 'object-store', 'job-key'] as const
 /** Holders inside the control plane: the evidence key itself speaks for them. */
-const ownKinds: ReadonlySet<HolderKind> = new Set(['object-store', 'job-key', 'result-blob'])
+const ownKinds: ReadonlySet<HolderKind> = new Set([
+  'object-store',
+  'object-replica',
+  'job-key',
+  'result-blob',
+])
 
 /** What a verified certificate says, in the order one would tell it. */
 export type CertificateSummary = Pick<
@@ -133,7 +138,7 @@ function checkHolders(facts: Facts, trustedId: string): void {
     if (!holders.some((held) => held.leaseId === lease.leaseId))
       throw incomplete(`lease ${lease.leaseId} was never confirmed`)
   requireDistinct(
-    holders.map((held) => held.leaseId ?? held.holder.kind),
+    holders.map(({ leaseId, holder }) => leaseId ?? `${holder.kind} ${holder.place ?? ''}`),
     'a holder is listed twice',
   )
   for (const { holder, leaseId } of holders) {
@@ -142,6 +147,8 @@ function checkHolders(facts: Facts, trustedId: string): void {
       throw untrusted(`${holder.kind} is spoken for by another`)
     if ((holder.kind === 'gpu-lease') !== (leaseId !== undefined))
       throw invalid('a lease and its holder do not fit')
+    if ((holder.kind === 'object-replica') !== (holder.place !== undefined))
+      throw invalid('a replica and its place do not fit')
     if (leaseId === undefined) continue
     const lease = leases.find((one) => one.leaseId === leaseId)
     if (lease?.nodeId !== holder.id) throw invalid('a lease is confirmed by another node')

@@ -17,6 +17,7 @@ export const methodsOf: Readonly<Record<HolderKind, readonly (typeof receiptMeth
   'capture-spool': ['unlink', 'never-held'],
   'gpu-lease': ['process-exit', 'never-held'],
   'object-store': ['object-delete'],
+  'object-replica': ['object-delete'],
   'job-key': ['epoch-roll'],
   'result-blob': ['object-delete'],
 }
@@ -56,6 +57,7 @@ export function verifyReceipt(envelope: unknown, expected: ExpectedReceipt): Rec
     throw refused('it is for another obligation')
   if (predicate.holder.kind !== expected.holder.kind || predicate.holder.id !== expected.holder.id)
     throw refused('it is from another holder')
+  if (predicate.holder.place !== expected.holder.place) throw refused('it is about another place')
   if (predicate.leaseId !== expected.leaseId || predicate.fence !== expected.fence)
     throw refused('it is about another lease')
   if (!methodsOf[predicate.holder.kind].includes(predicate.method))

@@ -5,7 +5,9 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import type { Certificate } from '@sluice/protocol/certificate'
+import { obligationId } from '@sluice/protocol/ids'
 import type { PurgeCertificate } from '@sluice/protocol/purge-certificate'
+import type { Receipt } from '@sluice/protocol/receipt'
 import { canonicalJson } from '@sluice/protocol/canonical'
 import {
   confirm,
@@ -71,6 +73,60 @@ function answer(facts: Certificate, n: number, other: ReturnType<typeof confirm>
   facts.receipts[n] = other.envelope
   facts.holders[n]!.receiptSha256 = other.held.receiptSha256
 }
+
+/** A confirmation of the store, given as that of a replica. */
+function replica(n: number, holder: object, by?: typeof evidence) {
+  const owed = { obligationId: obligationId.parse(`01a3185c-5000-7000-8000-00000000600${n}`) }
+  const place = { kind: 'object-replica', id: evidence.id, ...holder } as Receipt['holder']
+  return confirm(1, { ...owed, holder: place }, by)
+}
+
+/** Adds confirmations to a good certificate, each under the holder it names. */
+function withReplicas(
+  name: string,
+  expect: string,
+  all: readonly ReturnType<typeof confirm>[],
+  change: (facts: Certificate) => void = () => undefined,
+): Case {
+  return changedJob(`replicas: ${name}`, expect, (facts) => {
+    facts.holders.push(...all.map(({ held }) => held))
+    facts.receipts.push(...all.map(({ envelope }) => envelope))
+    change(facts)
+  })
+}
+
+const [paris, rome] = [replica(1, { place: 'paris' }), replica(2, { place: 'rome-2' })]
+const replicaCases: Case[] = [
+  withReplicas('two', 'verified', [paris, rome]),
+  withReplicas('one place twice', invalid, [paris, replica(2, { place: 'paris' })]),
+  withReplicas('no place', invalid, [replica(1, {})]),
+  withReplicas('no name for a place', invalid, [replica(1, { place: 'Paris' })]),
+  withReplicas('signed by another', untrusted, [replica(1, { place: 'paris' }, stranger)]),
+  withReplicas('spoken for by another', untrusted, [
+    replica(1, { place: 'paris', id: jobFacts().holders[0]!.holder.id }),
+  ]),
+  withReplicas('a receipt of another place', invalid, [paris], (facts) => {
+    facts.holders.at(-1)!.holder.place = 'rome-2'
+  }),
+  withReplicas(
+    'a receipt of no place',
+    invalid,
+    [replica(1, { kind: 'object-store' })],
+    (facts) => {
+      facts.holders.at(-1)!.holder = { ...paris.held.holder }
+    },
+  ),
+  withReplicas('no receipt', incomplete, [paris], (facts) => void facts.receipts.pop()),
+  withReplicas('in the place of the store', incomplete, [paris], (facts) => {
+    facts.holders.splice(1, 1)
+    facts.receipts.splice(1, 1)
+  }),
+  changedJob('replicas: the store with a place', invalid, (facts) => {
+    const other = replica(1, { kind: 'object-store', place: 'paris' })
+    facts.holders[1] = other.held
+    facts.receipts[1] = other.envelope
+  }),
+]
 
 const jobHolders = jobFacts().holders.map((_, n) => n)
 
@@ -345,6 +401,8 @@ describe('both verifiers', () => {
   })
 
   it('agree on job certificates that were changed and signed anew', () => assertAgree(jobCases))
+
+  it('agree on job certificates with replicas', () => assertAgree(replicaCases))
 
   it('agree on purge certificates that were changed and signed anew', () => assertAgree(purgeCases))
 
