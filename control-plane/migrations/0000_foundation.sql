@@ -264,6 +264,7 @@ CREATE INDEX `obligations_due` ON `obligations` (`state`,`next_try_at_ms`);--> s
 CREATE INDEX `obligations_by_job` ON `obligations` (`job_id`,`kind`);--> statement-breakpoint
 CREATE INDEX `obligations_by_subject` ON `obligations` (`subject_id`,`state`);--> statement-breakpoint
 CREATE INDEX `obligations_by_agent` ON `obligations` (`agent_id`,`state`);--> statement-breakpoint
+CREATE INDEX `obligations_by_command` ON `obligations` (`command_id`) WHERE command_id IS NOT NULL;--> statement-breakpoint
 CREATE TABLE `principals` (
 	`id` text PRIMARY KEY NOT NULL,
 	`name` text NOT NULL,

@@ -31,7 +31,9 @@ import { writeOff } from './deletion/write-off.ts'
 import { createEvents } from './events.ts'
 import { createFleet } from './fleet/fleet.ts'
 import { problemOf } from './fleet/problem.ts'
+import { pruneCommands } from './fleet/prune.ts'
 import { agentRoutes } from './fleet/routes.ts'
+import { recordPresent } from './fleet/store.ts'
 import { statusOf } from './health.ts'
 import {
   openAdminSocket,
@@ -41,6 +43,7 @@ import {
   refuseSecondInstance,
   systemRoutes,
 } from './http.ts'
+import { failAbsent } from './jobs/absent.ts'
 import type { JobDeps } from './jobs/deps.ts'
 import { createJobs } from './jobs/jobs.ts'
 import { createLeaseTimes } from './jobs/lease-times.ts'
@@ -68,6 +71,7 @@ import { loseFound } from './sweep/losses.ts'
 import { orphanWorker } from './sweep/orphans.ts'
 import { sweepRoutes } from './sweep/routes.ts'
 import { createSweeps } from './sweep/sweep.ts'
+import { startUpkeep } from './upkeep.ts'
 
 const hourMs = 60 * 60 * 1000
 
@@ -357,6 +361,16 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   )
   engine.start()
   sweeps.start()
+  started.use(
+    startUpkeep({
+      chores: {
+        'agents.present': () => database.write((tx) => recordPresent(tx, now())),
+        'commands.prune': (signal) => pruneCommands({ database, now }, signal),
+        'jobs.absent': (signal) => failAbsent(jobDeps, config.offlineMaxMs, signal),
+      },
+      report: (chore, problem) => events.workFailed(chore, problem),
+    }),
+  )
   if (exports)
     started.use(
       keepExporting({

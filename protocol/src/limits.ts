@@ -80,6 +80,10 @@ export const limits = {
   commandsInFlightMax: 64,
   /** How far an agent's word may move its command numbers on at once; a restore loses fewer. */
   commandSeqJumpMax: 1_000_000,
+  /** How long the row of an order that is over is kept, for whoever asks what became of it. */
+  commandKeepMs: 7 * day,
+  /** Such rows looked at, and taken away, in one transaction. */
+  commandPageRows: 500,
   heartbeatMs: 10 * second,
   /** A link silent for this long is taken for dead. */
   linkSilenceMs: 30 * second,
@@ -155,6 +159,11 @@ export const limits = {
   approvalMsMax: 24 * hour,
   /** Open approvals of one person: who asks for everything at once asks for nothing. */
   approvalsOpenMax: 100,
+
+  // Upkeep
+  upkeepMs: 1 * hour,
+  /** After a start, hosts get this long to come back before anyone is taken for gone. */
+  upkeepFirstMs: 5 * minute,
 
   // Sweep
   /** Jobs, or keys of a store, that are compared at once. */

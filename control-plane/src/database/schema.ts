@@ -1,4 +1,5 @@
 /** The one schema of the control plane's database; migrations are generated from it. */
+import { sql } from 'drizzle-orm'
 import {
   blob,
   index,
@@ -383,6 +384,8 @@ export type SubjectObligationKind =
   | 'grants.revoke'
   /** An agent must trust the newest authority and hold a certificate of it; subject: the revocation. */
   | 'authority.adopt'
+  /** The authority that was replaced must not be trusted any more; subject: the revocation. */
+  | 'authority.retire'
   /** An approval that nobody decided must end; subject: the approval. */
   | 'approval.expire'
   /** An alert must reach its channel; subject: the alert. */
@@ -432,6 +435,9 @@ export const obligations = sqliteTable(
     index('obligations_by_job').on(table.jobId, table.kind),
     index('obligations_by_subject').on(table.subjectId, table.state),
     index('obligations_by_agent').on(table.agentId, table.state),
+    index('obligations_by_command')
+      .on(table.commandId)
+      .where(sql`command_id IS NOT NULL`),
   ],
 )
 

@@ -1,5 +1,19 @@
 /** Remembers agents and the commands they are owed. */
-import { and, asc, eq, gt, inArray, isNull, type SQL, sql as raw } from 'drizzle-orm'
+import {
+  and,
+  asc,
+  eq,
+  gt,
+  inArray,
+  isNotNull,
+  isNull,
+  lt,
+  ne,
+  notExists,
+  or,
+  type SQL,
+  sql as raw,
+} from 'drizzle-orm'
 import { type AgentId, type CommandId, commandId } from '@sluice/protocol/ids'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
@@ -7,7 +21,7 @@ import type { Command, CommandType, Hello, Lane } from '@sluice/protocol/message
 import { newId } from '@sluice/protocol/process/new-id'
 import type { Changes } from '../changes.ts'
 import type { Queries, Transaction } from '../database/database.ts'
-import { agents, commands } from '../database/schema.ts'
+import { agents, commands, obligations } from '../database/schema.ts'
 import { supersedes } from './rules.ts'
 
 export type AgentRow = typeof agents.$inferSelect
@@ -162,6 +176,50 @@ export async function acknowledge(
   return row?.body.type
 }
 
+/** Orders in the order they were given, for whoever looks which are over. */
+export async function pageOfCommands(
+  sql: Queries,
+  which: { after: CommandId | undefined; itemsMax: number },
+) {
+  return sql
+    .select({ id: commands.id, createdAtMs: commands.createdAtMs })
+    .from(commands)
+    .where(which.after === undefined ? undefined : gt(commands.id, which.after))
+    .orderBy(asc(commands.id))
+    .limit(which.itemsMax)
+}
+
+/**
+ * Takes away those of these orders that were acknowledged or withdrawn before `beforeMs`. One that
+ * an open duty names stays, and so does every order of a purge: its receipt is over its digest.
+ *
+ * @returns How many.
+ */
+export async function deleteOverCommands(
+  tx: Transaction,
+  which: { ids: readonly CommandId[]; beforeMs: number },
+): Promise<number> {
+  const named = tx.sql
+    .select({ one: raw`1` })
+    .from(obligations)
+    .where(
+      and(
+        eq(obligations.commandId, commands.id),
+        or(ne(obligations.state, 'done'), eq(obligations.kind, 'purge.agent')),
+      ),
+    )
+  const deleted = await tx.sql
+    .delete(commands)
+    .where(
+      and(
+        inArray(commands.id, [...which.ids]),
+        or(lt(commands.ackedAtMs, which.beforeMs), lt(commands.cancelledAtMs, which.beforeMs)),
+        notExists(named),
+      ),
+    )
+  return deleted.changes
+}
+
 // ---------------------------------------------------------------- agents
 
 export async function agentById(sql: Queries, id: AgentId): Promise<AgentRow | undefined> {
@@ -226,6 +284,11 @@ export async function recordGone(
   lastSeenAtMs: number,
 ): Promise<void> {
   await tx.sql.update(agents).set({ connectedAtMs: null, lastSeenAtMs }).where(eq(agents.id, id))
+}
+
+/** Who is connected now is seen now: a crash must not make the absence of anybody look longer. */
+export async function recordPresent(tx: Transaction, atMs: number): Promise<void> {
+  await tx.sql.update(agents).set({ lastSeenAtMs: atMs }).where(isNotNull(agents.connectedAtMs))
 }
 
 /** At start nobody is connected, whatever a crash left in the rows. */

@@ -85,6 +85,36 @@ export async function jobsInStates(
     .where(and(eq(jobs.captureAgentId, captureAgentId), inArray(jobs.state, [...states])))
 }
 
+/**
+ * Jobs that wait for their archive without any change since `beforeMs`, and whose capture host was
+ * not seen since then either.
+ */
+export async function waitingForAbsent(
+  sql: Queries,
+  which: { beforeMs: number; id?: JobId; after?: JobId | undefined; itemsMax: number },
+): Promise<JobRow[]> {
+  const { beforeMs, id, after, itemsMax } = which
+  const rows = await sql
+    .select({ job: jobs })
+    .from(jobs)
+    .innerJoin(agents, eq(agents.id, jobs.captureAgentId))
+    .where(
+      and(
+        id === undefined ? undefined : eq(jobs.id, id),
+        after === undefined ? undefined : gt(jobs.id, after),
+        inArray(jobs.state, ['announced', 'uploading']),
+        lt(jobs.stateChangedAtMs, beforeMs),
+        isNull(jobs.heldAtMs),
+        isNull(agents.connectedAtMs),
+        lt(agents.joinedAtMs, beforeMs),
+        or(isNull(agents.lastSeenAtMs), lt(agents.lastSeenAtMs, beforeMs)),
+      ),
+    )
+    .orderBy(asc(jobs.id))
+    .limit(itemsMax)
+  return rows.map(({ job }) => job)
+}
+
 /** What was frozen for nothing but its hold is locked as well: lifting the hold alone frees it not. */
 export async function lockHeldJobs(tx: Transaction, captureAgentId: AgentId): Promise<void> {
   await tx.sql
