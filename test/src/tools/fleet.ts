@@ -90,8 +90,12 @@ export type Fleet = AsyncDisposable & {
   ask(path: string, options?: { role?: Role; body?: unknown }): Promise<unknown>
   /** The job as the API shows it, once it is in one of these states. */
   waitForState(jobId: string, states: readonly string[], timeoutMs?: number): Promise<JobView>
-  /** Runs `sluice` to its end, with a context file of this fleet. */
-  command(args: readonly string[]): Promise<ProgramResult>
+  /**
+   * Runs `sluice` to its end, with a context file of this fleet.
+   *
+   * @param person Whose context it is; each has one of their own.
+   */
+  command(args: readonly string[], person?: string): Promise<ProgramResult>
   /** The environment and the interpreter, for those who start programs of the checkout themselves. */
   readonly env: NodeJS.ProcessEnv
 }
@@ -193,8 +197,9 @@ export async function startFleet(options: FleetOptions): Promise<Fleet> {
     })
   }
 
-  async function command(args: readonly string[]): Promise<ProgramResult> {
-    const context = join(folder.path, 'home', 'context.json')
+  async function command(args: readonly string[], person?: string): Promise<ProgramResult> {
+    const name = person === undefined ? 'context.json' : `${person}.context.json`
+    const context = join(folder.path, 'home', name)
     return await run(args, { SLUICE_CONTEXT: context })
   }
 
