@@ -103,7 +103,12 @@ export async function writeDurably(
     await file.close()
   }
   await rename(unfinished, path)
-  const folder = await open(join(path, '..'), 'r')
+  await syncFolder(join(path, '..'))
+}
+
+/** Makes what was renamed or removed in a folder durable. */
+export async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, 'r')
   try {
     await folder.sync()
   } finally {

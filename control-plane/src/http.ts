@@ -203,7 +203,12 @@ function problemResponse(problem: ProblemDocument): Response {
 
 // ---------------------------------------------------------------- operator listener
 
-export type Listener = AsyncDisposable & { origin: string; port: number }
+export type Listener = AsyncDisposable & {
+  origin: string
+  port: number
+  /** After a change of authorities: shows a certificate of the new one, and trusts what counts now. */
+  recertify(): Promise<void>
+}
 
 /**
  * Opens the operator listener.
@@ -229,6 +234,7 @@ export async function openOperatorListener(options: {
   return await listening(server, {
     ...options,
     scheme: options.plain ? 'http' : 'https',
+    recertify: async () => renewal?.recertify(),
     close: () => renewal?.[Symbol.dispose](),
   })
 }
@@ -349,6 +355,7 @@ export async function openAgentListener(options: {
   const listener = await listening(server, {
     ...options,
     scheme: 'https',
+    recertify: () => renewal.recertify(),
     close: () => renewal[Symbol.dispose](),
   })
   return {
@@ -457,27 +464,40 @@ async function credentials(options: { authority: Authority; names: readonly stri
   return { key, cert }
 }
 
+type Certified = Disposable & {
+  /** Takes a new certificate, and the authorities that are trusted now, at once. */
+  recertify(): Promise<void>
+}
+
 function keepCertified(
   server: https.Server,
   options: { authority: Authority; names: readonly string[] },
-): Disposable {
+): Certified {
   const renewEveryMs = limits.serverCertificateMs / 3
   let age = 0
+  async function recertify(): Promise<void> {
+    age = 0
+    const fresh = await credentials(options)
+    server.setSecureContext({ ...tls, ...fresh, ca: options.authority.pem })
+  }
   const timer = setInterval(() => {
     age += certificateCheckMs
-    if (age < renewEveryMs) return
-    age = 0
-    void credentials(options).then((fresh) =>
-      server.setSecureContext({ ...tls, ...fresh, ca: options.authority.pem }),
-    )
+    if (age >= renewEveryMs) void recertify()
   }, certificateCheckMs)
   timer.unref()
-  return { [Symbol.dispose]: () => clearInterval(timer) }
+  return { recertify, [Symbol.dispose]: () => clearInterval(timer) }
 }
 
 async function listening(
   server: Server | https.Server,
-  options: { address: string; port: number; name: string; scheme: string; close: () => void },
+  options: {
+    address: string
+    port: number
+    name: string
+    scheme: string
+    recertify: () => Promise<void>
+    close: () => void
+  },
 ): Promise<Listener> {
   await new Promise<void>((resolve, reject) => {
     server.once('error', (cause: NodeJS.ErrnoException) =>
@@ -494,6 +514,7 @@ async function listening(
   const host = options.name.includes(':') ? `[${options.name}]` : options.name
   return {
     port,
+    recertify: () => options.recertify(),
     origin: `${options.scheme}://${host}:${port}`,
     async [Symbol.asyncDispose]() {
       options.close()

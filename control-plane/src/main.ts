@@ -27,6 +27,7 @@ import { openEvidence } from './deletion/evidence.ts'
 import { acceptReceipt } from './deletion/receipts.ts'
 import { obligationRoutes } from './deletion/routes.ts'
 import type { Obligation } from './deletion/rules.ts'
+import { countProgress } from './deletion/store.ts'
 import { writeOff } from './deletion/write-off.ts'
 import { createEvents } from './events.ts'
 import { createFleet } from './fleet/fleet.ts'
@@ -59,10 +60,17 @@ import { carryOut, remindAgent } from './purge/carry-out.ts'
 import { acceptPurgeReceipt } from './purge/receipts.ts'
 import { openReserve } from './purge/reserve.ts'
 import { purgeRoutes } from './purge/routes.ts'
+import {
+  remindAdopter,
+  resumeRotation,
+  retireInTime,
+  type RotationDeps,
+  takeAdoption,
+} from './revocation/authority.ts'
 import { revoke, type RevocationDeps } from './revocation/revoke.ts'
 import { revocationRoutes } from './revocation/routes.ts'
 import { abortRevoked, revokeGrants } from './revocation/settle.ts'
-import { checkedStore } from './storage/checked-store.ts'
+import { type CheckedStore, checkedStore } from './storage/checked-store.ts'
 import { type DirectoryStore, openDirectoryStore } from './storage/directory-store.ts'
 import type { ObjectStore } from './storage/object-store.ts'
 import { readS3Credentials } from './storage/s3-credentials.ts'
@@ -73,7 +81,8 @@ import { sweepRoutes } from './sweep/routes.ts'
 import { createSweeps } from './sweep/sweep.ts'
 import { startUpkeep } from './upkeep.ts'
 
-const hourMs = 60 * 60 * 1000
+const minuteMs = 60 * 1000
+const hourMs = 60 * minuteMs
 
 export type ControlPlane = AsyncDisposable & {
   directory: DataDirectory
@@ -164,7 +173,11 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   const opened = await openStore(config, { directory, now, origin: () => urls.agent })
   const { objects } = opened
   started.use(opened.store)
-  const store = await checkedStore(opened.store, (problem) => events.workFailed('store', problem))
+  const notThere = (problem: SluiceError): void => events.workFailed('store', problem)
+  const store = await checkedStore(opened.store, notThere)
+  const replicas = new Map<string, ObjectStore & CheckedStore>()
+  for (const { name: place, store: copy } of await openReplicas(config.storage, now))
+    replicas.set(place, await checkedStore(started.use(copy), notThere))
 
   const jobDeps: JobDeps = {
     database,
@@ -173,6 +186,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
     leaseTimes: createLeaseTimes(options.monotonicMs ?? (() => performance.now())),
     keys,
     store,
+    replicas: { stores: replicas, settleMs: config.storage.replicaSettleMinutes * minuteMs },
     failedJobKeepMs: config.failedJobKeepMs,
     turns: createTurns(),
   }
@@ -183,6 +197,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
         ? acceptPurgeReceipt(jobDeps, agent.id, receipt)
         : acceptReceipt(jobDeps, agent.id, receipt),
     takeInventory: (agent, body) => sweeps.takeInventory(agent, body),
+    takeAdoption: (agent, body) => takeAdoption(rotation, agent.id, body),
     renewCertificate: (agent, body) =>
       renewCertificate({ database, authority, now }, agent.id, Buffer.from(body.csr, 'base64')),
   })
@@ -203,6 +218,12 @@ async function start(options: StartOptions): Promise<ControlPlane> {
           list: (after) => store.list(after),
           isThere: async ({ objectKey }) => (await store.head(objectKey)) !== undefined,
         },
+        ...[...replicas].map(([place, copy]) => ({
+          name: place,
+          list: (after?: string) => copy.list(after),
+          // What a replica lacks is no loss: the store itself has it.
+          isThere: async () => true,
+        })),
       ],
       connected: () => fleet.connected(),
       lose: (difference) => loseFound(jobDeps, difference),
@@ -252,7 +273,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   const alertDeps = { database, now, channel }
   const status = () =>
     statusOf(
-      { database, now },
+      { database, now, countProgress },
       {
         build,
         startedAtMs,
@@ -286,6 +307,14 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       agents.cutOff(revokedAgents)
     },
   }
+  const rotation: RotationDeps = {
+    ...{ database, changes, now, authority },
+    recertify: async () => {
+      await agents.recertify()
+      await operators.recertify()
+    },
+    isConnected: (agent) => fleet.isConnected(agent),
+  }
   const api = operatorApi({
     database,
     changes,
@@ -308,7 +337,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       }),
       jobRoutes(jobDeps),
       purgeRoutes(purgeDeps),
-      revocationRoutes(revocationDeps),
+      revocationRoutes({ ...revocationDeps, rotation }),
       sweepRoutes({ database, changes, now, sweeps }),
       obligationRoutes({ database, now }),
       alertRoutes(alertDeps),
@@ -347,6 +376,8 @@ async function start(options: StartOptions): Promise<ControlPlane> {
         'grants.revoke': (duty) => revokeGrants(revocationDeps, duty),
         'purge.agent': (duty) => remindAgent(purgeDeps, duty),
         'purge.conclude': (duty) => carryOut(purgeDeps, duty),
+        'authority.adopt': (duty) => remindAdopter(rotation, duty),
+        'authority.retire': (duty) => retireInTime(rotation, duty),
         'orphan.delete': orphanWorker({
           ...jobDeps,
           ...{ store, epochKeys, keys },
@@ -359,6 +390,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       report: ({ kind }, problem) => events.workFailed(kind, problem),
     }),
   )
+  await resumeRotation(rotation)
   engine.start()
   sweeps.start()
   started.use(
@@ -415,24 +447,46 @@ async function openStore(
   options: { directory: DataDirectory; now: () => number; origin: () => string },
 ): Promise<{ store: ObjectStore; objects?: DirectoryStore['handleObjectRequest'] }> {
   const { now, origin } = options
-  const { kind, endpoint, bucket, region, pathStyle, caFile, credentialsFile } = config.storage
-  if (kind === 'directory') {
+  if (config.storage.kind === 'directory') {
     const store = await openDirectoryStore({ folder: options.directory.objects, origin, now })
     return { store, objects: (request, response) => store.handleObjectRequest(request, response) }
   }
+  const { endpoint, bucket, credentialsFile, replicas } = config.storage
   if (endpoint === undefined || bucket === undefined || credentialsFile === undefined)
     throw new SluiceError(
       'config.invalid',
       'storage.kind s3 needs endpoint, bucket, credentialsFile',
     )
-  const store = createS3Store({
-    endpoint,
-    bucket,
-    region,
-    forcePathStyle: pathStyle,
+  const place = { ...config.storage, endpoint, bucket, credentialsFile }
+  const copiedTo = replicas.map((replica) => replica.bucket)
+  return { store: await openBucket(place, { now, copiedTo }) }
+}
+
+type Replica = ControlPlaneConfig['storage']['replicas'][number]
+
+/** The buckets that the store is replicated to, which may be replicated to each other and back. */
+async function openReplicas(
+  { bucket, replicas }: ControlPlaneConfig['storage'],
+  now: () => number,
+): Promise<{ name: string; store: ObjectStore }[]> {
+  const copiedTo = [bucket ?? [], replicas.map((replica) => replica.bucket)].flat(2)
+  return Promise.all(
+    replicas.map(async (replica) => ({
+      name: replica.name,
+      store: await openBucket(replica, { now, copiedTo }),
+    })),
+  )
+}
+
+async function openBucket(
+  place: Omit<Replica, 'name'>,
+  options: { now: () => number; copiedTo: readonly string[] },
+): Promise<ObjectStore> {
+  const { endpoint, bucket, region, pathStyle, caFile, credentialsFile } = place
+  return createS3Store({
+    ...{ endpoint, bucket, region, forcePathStyle: pathStyle },
     ...(caFile === undefined ? {} : { authorities: await readFile(caFile, 'utf8') }),
     credentials: () => readS3Credentials(credentialsFile),
-    now,
+    ...options,
   })
-  return { store }
 }

@@ -44,6 +44,7 @@ import {
   revocationView,
 } from '@sluice/protocol/api-revocations'
 import { findingsQuery, findingView, sweepRequest, sweepView } from '@sluice/protocol/api-sweeps'
+import { authorityView, retireRequest, rotateRequest } from '@sluice/protocol/api-authority'
 import { auditEvent } from '@sluice/protocol/audit-event'
 import { routeRules } from './access/rules.ts'
 
@@ -108,6 +109,9 @@ const routeShapes: Readonly<Record<string, RouteShape>> = {
   },
   'GET /v1/revocations': { query: pageQuery, reply: pageOf(revocationView) },
   'GET /v1/revocations/:id': { reply: revocationDetail },
+  'GET /v1/authority': { reply: authorityView },
+  'POST /v1/authority/rotate': { body: rotateRequest, reply: authorityView },
+  'POST /v1/authority/retire': { body: retireRequest, reply: authorityView },
   'POST /v1/sweeps': { body: sweepRequest, reply: sweepView },
   'GET /v1/sweeps': { query: pageQuery, reply: pageOf(sweepView) },
   'GET /v1/sweeps/:id': { reply: sweepView },

@@ -5,7 +5,7 @@ import {
   generateKeyPairSync,
   X509Certificate,
 } from 'node:crypto'
-import { copyFile, mkdtemp, rm } from 'node:fs/promises'
+import { copyFile, mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it, type TestContext } from 'node:test'
@@ -74,16 +74,84 @@ describe('certificate authority', () => {
     assert.equal(certificate.serialNumber.toLowerCase(), issued.serial)
   })
 
-  it('trusts a second authority that lies beside it, so that one can follow the other', async (t) => {
-    const [folder, otherFolder] = [await folderFor(t), await folderFor(t)]
-    const other = await openAuthority(otherFolder, Date.now)
-    const alone = await openAuthority(folder, Date.now)
-    assert.equal(alone.certificates.length, 1)
-    await copyFile(join(otherFolder, 'current.crt'), join(folder, 'next.crt'))
-    const both = await openAuthority(folder, Date.now)
-    assert.equal(both.sha256, alone.sha256)
-    assert.deepEqual(both.certificates[1], other.certificates[0])
-    assert.match(both.pem, /END CERTIFICATE-----\s+-----BEGIN/)
+  it('is replaced by another one that it vouches for, and goes when it is retired', async (t) => {
+    const folder = await folderFor(t)
+    const authority = await openAuthority(folder, Date.now)
+    const [old = Buffer.alloc(0)] = authority.certificates
+    const oldKey = await readFile(join(folder, 'current.key'))
+    await authority.rotate()
+    const [fresh = Buffer.alloc(0), second] = authority.certificates
+    assert.deepEqual(second, old)
+    assert.notDeepEqual(fresh, old)
+    assert.notDeepEqual(await readFile(join(folder, 'current.key')), oldKey)
+    await assert.rejects(authority.rotate(), { code: 'request.conflict' })
+    const { cert } = await authority.issueServer(['localhost'])
+    const [leaf, link] = cert
+      .split(/(?<=END CERTIFICATE-----)\s+/)
+      .map((pem) => new X509Certificate(pem))
+    assert(leaf?.verify(new X509Certificate(fresh).publicKey))
+    assert(link?.verify(new X509Certificate(old).publicKey), 'the old one vouches for the new one')
+    const again = await openAuthority(folder, Date.now)
+    assert.deepEqual(again.certificates, authority.certificates)
+    await again.retire()
+    assert.deepEqual(again.certificates, [fresh])
+    assert.deepEqual((await openAuthority(folder, Date.now)).certificates, [fresh])
+  })
+
+  it('is whole wherever a crash cuts its replacement short', async (t) => {
+    const before = await folderFor(t)
+    const [old] = (await openAuthority(before, Date.now)).certificates
+    const rotated = await folderFor(t)
+    for (const name of await readdir(before))
+      await copyFile(join(before, name), join(rotated, name))
+    const [fresh] = await (async () => {
+      const authority = await openAuthority(rotated, Date.now)
+      await authority.rotate()
+      return authority.certificates
+    })()
+    const from = (folder: string, name: string) => join(folder, name)
+    /** Files as they lie after each durable step, and who issues then. */
+    const steps: { files: [string, string, string][]; issuer: Buffer | undefined }[] = [
+      { files: [[before, 'current.crt', 'previous.crt']], issuer: old },
+      {
+        files: [
+          [before, 'current.crt', 'previous.crt'],
+          [rotated, 'cross.crt', 'cross.crt'],
+          [rotated, 'current.key', 'next.key'],
+        ],
+        issuer: old,
+      },
+      {
+        files: [
+          [before, 'current.crt', 'previous.crt'],
+          [rotated, 'cross.crt', 'cross.crt'],
+          [rotated, 'current.key', 'next.key'],
+          [rotated, 'current.crt', 'next.crt'],
+        ],
+        issuer: fresh,
+      },
+      {
+        files: [
+          [before, 'current.crt', 'previous.crt'],
+          [rotated, 'cross.crt', 'cross.crt'],
+          [rotated, 'current.key', 'current.key'],
+          [rotated, 'current.crt', 'next.crt'],
+        ],
+        issuer: fresh,
+      },
+    ]
+    for (const { files, issuer } of steps) {
+      const folder = await folderFor(t)
+      for (const name of ['current.key', 'current.crt'])
+        await copyFile(from(before, name), from(folder, name))
+      for (const [source, name, as] of files) await copyFile(from(source, name), from(folder, as))
+      const authority = await openAuthority(folder, Date.now)
+      assert.deepEqual(authority.certificates[0], issuer)
+      assert.equal(authority.certificates.length, issuer === fresh ? 2 : 1)
+      const { cert } = await authority.issueServer(['localhost'])
+      assert(new X509Certificate(cert).verify(new X509Certificate(issuer ?? '').publicKey))
+      assert.ok(!(await readdir(folder)).some((name) => name.startsWith('next')))
+    }
   })
 
   it('takes requests for Ed25519 keys only', async () => {

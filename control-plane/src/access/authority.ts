@@ -1,6 +1,13 @@
 /** The certificate authority: made at the first start, it vouches for this control plane and its agents. */
-import { createHash, createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
-import { readdir } from 'node:fs/promises'
+import {
+  createHash,
+  createPrivateKey,
+  generateKeyPairSync,
+  type KeyObject,
+  randomBytes,
+} from 'node:crypto'
+import { constants } from 'node:fs'
+import { open as openFile, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 // The library's dependency injection looks for this polyfill when it is loaded.
 import 'reflect-metadata'
@@ -10,7 +17,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { readSecretFile } from '@sluice/protocol/process/secret'
-import { readIfThere, writeDurably } from '../data-directory.ts'
+import { readIfThere, syncFolder, writeDurably } from '../data-directory.ts'
 
 const ecdsa = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' } as const
 /** Certificates count from a little before now, for hosts whose clock is behind. */
@@ -32,12 +39,12 @@ export type IssuedAgentCertificate = {
 }
 
 export type Authority = {
-  /** DER of every authority that is trusted; the first one issues. */
-  certificates: readonly Buffer[]
+  /** DER of every authority that is trusted; the first one issues. Another list after a rotation. */
+  readonly certificates: readonly Buffer[]
   /** The same in PEM, as TLS takes it. */
-  pem: string
+  readonly pem: string
   /** SHA-256 of the issuing certificate's DER, hex. */
-  sha256: string
+  readonly sha256: string
   /** A server certificate for these DNS names and addresses, with a key that is never written. */
   issueServer(names: readonly string[]): Promise<{ key: string; cert: string; expiresAtMs: number }>
   /** @param publicKey SubjectPublicKeyInfo, DER, of an Ed25519 key. */
@@ -46,31 +53,58 @@ export type Authority = {
     role: AgentRole
     publicKey: Buffer
   }): Promise<IssuedAgentCertificate>
+  /**
+   * Makes another authority the one that issues. The old one stays trusted, and has signed the new
+   * one, so that who knows only the old one still gets in; its key is destroyed.
+   *
+   * @throws SluiceError `request.conflict` while an older one is still trusted.
+   */
+  rotate(): Promise<void>
+  /** Trusts nothing but the authority that issues. Doing it again changes nothing. */
+  retire(): Promise<void>
+}
+
+/** What lies in the folder of an authority, opened. */
+type Opened = {
+  issuer: x509.X509Certificate
+  /** The issuer as its predecessor signed it, while that one is trusted. */
+  cross: x509.X509Certificate | undefined
+  previous: x509.X509Certificate[]
+  signingKey: CryptoKey
+  keyIdentifier: x509.AuthorityKeyIdentifierExtension
 }
 
 /**
  * Opens the authority in `folder`, or makes it there: `current.key` (PKCS#8 PEM, 0600) and
- * `current.crt`. Every other `*.crt` beside them is trusted too, so that an authority can be
- * replaced while certificates of the old one are still about.
+ * `current.crt`. While it replaces another one, that one's certificate is `previous.crt`, and
+ * `cross.crt` is the new one as the old one signed it. A rotation that a crash cut short is ended.
  *
  * @throws SluiceError `host.unsafe_file` when the key is open to others.
  */
 export async function openAuthority(folder: string, now: () => number): Promise<Authority> {
-  const keyPath = join(folder, 'current.key')
-  const certificatePath = join(folder, 'current.crt')
+  const files = authorityFiles(folder)
+  await endRotation(files)
   // The certificate is written last: without it, whatever key lies there was never used.
-  if ((await readIfThere(certificatePath)) === undefined)
-    await makeAuthority(keyPath, certificatePath, now())
-  using secret = await readSecretFile(keyPath, 4096)
-  const privateKey = createPrivateKey({ key: secret.bytes, format: 'pem' })
-  const issuer = await readCertificate(certificatePath)
-  const others = (await readdir(folder))
-    .filter((name) => name.endsWith('.crt') && name !== 'current.crt')
-    .toSorted()
-  const trusted = [issuer]
-  for (const name of others) trusted.push(await readCertificate(join(folder, name)))
-  const signingKey = await importSigningKey(privateKey)
-  const keyIdentifier = await x509.AuthorityKeyIdentifierExtension.create(issuer.publicKey)
+  if ((await readIfThere(files.certificate)) === undefined)
+    await writeAuthority(
+      { key: files.key, certificate: files.certificate },
+      await newAuthority(now()),
+    )
+  let opened = await open()
+
+  async function open(): Promise<Opened> {
+    using secret = await readSecretFile(files.key, 4096)
+    const privateKey = createPrivateKey({ key: secret.bytes, format: 'pem' })
+    const issuer = await readCertificate(files.certificate)
+    const isRotating = (await readIfThere(files.previous)) !== undefined
+    return {
+      issuer,
+      cross: isRotating ? await readCertificate(files.cross) : undefined,
+      previous: isRotating ? [await readCertificate(files.previous)] : [],
+      signingKey: await importSigningKey(privateKey),
+      keyIdentifier: await x509.AuthorityKeyIdentifierExtension.create(issuer.publicKey),
+    }
+  }
 
   function leaf(options: {
     subject: x509.JsonName
@@ -83,26 +117,35 @@ export async function openAuthority(folder: string, now: () => number): Promise<
     return x509.X509CertificateGenerator.create({
       serialNumber: newSerial(),
       subject: options.subject,
-      issuer: issuer.subject,
+      issuer: opened.issuer.subject,
       notBefore: new Date(atMs - backdateMs),
       notAfter: new Date(atMs + options.lifeMs),
       publicKey: options.publicKey,
-      signingKey,
+      signingKey: opened.signingKey,
       signingAlgorithm: ecdsa,
       extensions: [
         new x509.BasicConstraintsExtension(false, undefined, true),
         new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
         new x509.ExtendedKeyUsageExtension([options.usage], true),
         new x509.SubjectAlternativeNameExtension(options.names),
-        keyIdentifier,
+        opened.keyIdentifier,
       ],
     })
   }
 
+  const trusted = () => [opened.issuer, ...opened.previous]
   return {
-    certificates: trusted.map(derOf),
-    pem: trusted.map((certificate) => certificate.toString('pem')).join('\n'),
-    sha256: createHash('sha256').update(derOf(issuer)).digest('hex'),
+    get certificates() {
+      return trusted().map(derOf)
+    },
+    get pem() {
+      return trusted()
+        .map((certificate) => certificate.toString('pem'))
+        .join('\n')
+    },
+    get sha256() {
+      return createHash('sha256').update(derOf(opened.issuer)).digest('hex')
+    },
 
     async issueServer(names) {
       const pair = generateKeyPairSync('ec', { namedCurve: 'P-256' })
@@ -113,9 +156,11 @@ export async function openAuthority(folder: string, now: () => number): Promise<
         usage: serverAuth,
         names: names.map((name) => ({ type: isAddress(name) ? 'ip' : 'dns', value: name })),
       })
+      // Who trusts the new authority needs no link; who trusts only the old one finds it here.
+      const link = opened.cross ?? opened.issuer
       return {
         key: pair.privateKey.export({ type: 'pkcs8', format: 'pem' }),
-        cert: `${certificate.toString('pem')}\n${issuer.toString('pem')}`,
+        cert: `${certificate.toString('pem')}\n${link.toString('pem')}`,
         expiresAtMs: certificate.notAfter.getTime(),
       }
     },
@@ -130,11 +175,91 @@ export async function openAuthority(folder: string, now: () => number): Promise<
         names: [{ type: 'url', value: agentUri(agent) }],
       })
       return {
-        chain: [derOf(certificate), derOf(issuer)],
+        chain: [derOf(certificate), derOf(opened.issuer)],
         serial: certificate.serialNumber,
         expiresAtMs: certificate.notAfter.getTime(),
       }
     },
+
+    async rotate() {
+      if (opened.previous.length > 0)
+        throw new SluiceError('request.conflict', 'an older authority is still trusted', {
+          hint: 'End that rotation first with `sluice authority retire`.',
+        })
+      const made = await newAuthority(now())
+      const cross = await signAuthority({
+        subject: made.certificate,
+        issuer: opened.issuer,
+        signingKey: opened.signingKey,
+        atMs: now(),
+      })
+      // From the last of these on the rotation can only go forward, whatever crashes.
+      await writeDurably(files.previous, pemLine(opened.issuer), 0o644)
+      await writeDurably(files.cross, pemLine(cross), 0o644)
+      await writeAuthority({ key: files.nextKey, certificate: files.nextCertificate }, made)
+      await endRotation(files)
+      opened = await open()
+    },
+
+    async retire() {
+      await rm(files.previous, { force: true })
+      await rm(files.cross, { force: true })
+      await syncFolder(folder)
+      opened = await open()
+    },
+  }
+}
+
+function authorityFiles(folder: string) {
+  return {
+    folder,
+    key: join(folder, 'current.key'),
+    certificate: join(folder, 'current.crt'),
+    previous: join(folder, 'previous.crt'),
+    cross: join(folder, 'cross.crt'),
+    nextKey: join(folder, 'next.key'),
+    nextCertificate: join(folder, 'next.crt'),
+  }
+}
+
+/**
+ * Puts a new authority in the place of the old one, whose key is overwritten first. The certificate
+ * of the new one is written last and moved last: with it the rest is complete, without it nothing
+ * has happened.
+ */
+async function endRotation(files: ReturnType<typeof authorityFiles>): Promise<void> {
+  if ((await readIfThere(files.nextCertificate)) === undefined) {
+    await rm(files.nextKey, { force: true })
+    // A rotation that never came to its new authority leaves nothing to trust beside the old one.
+    if (await isSame(files.previous, files.certificate)) {
+      await rm(files.previous, { force: true })
+      await rm(files.cross, { force: true })
+    }
+    return
+  }
+  if ((await readIfThere(files.nextKey)) !== undefined) {
+    await overwriteFile(files.key)
+    await rename(files.nextKey, files.key)
+    await syncFolder(files.folder)
+  }
+  await rename(files.nextCertificate, files.certificate)
+  await syncFolder(files.folder)
+}
+
+async function isSame(left: string, right: string): Promise<boolean> {
+  const [one, other] = [await readIfThere(left), await readIfThere(right)]
+  return one !== undefined && other !== undefined && one.equals(other)
+}
+
+/** In place and through to the disk: a rename alone would leave the old bytes there. */
+async function overwriteFile(path: string): Promise<void> {
+  const file = await openFile(path, constants.O_WRONLY | constants.O_SYNC)
+  try {
+    const { size } = await file.stat()
+    await file.write(randomBytes(size), 0, size, 0)
+    await file.datasync()
+  } finally {
+    await file.close()
   }
 }
 
@@ -164,7 +289,9 @@ export async function publicKeyOfRequest(csr: Buffer): Promise<Buffer> {
   return key
 }
 
-async function makeAuthority(keyPath: string, certificatePath: string, atMs: number) {
+type NewAuthority = { certificate: x509.X509Certificate; privateKey: KeyObject }
+
+async function newAuthority(atMs: number): Promise<NewAuthority> {
   const pair = generateKeyPairSync('ec', { namedCurve: 'P-256' })
   const spki = pair.publicKey.export({ type: 'spki', format: 'der' })
   const keyId = createHash('sha256').update(spki).digest('hex').slice(0, 16)
@@ -179,18 +306,54 @@ async function makeAuthority(keyPath: string, certificatePath: string, atMs: num
     publicKey,
     signingKey: await importSigningKey(pair.privateKey),
     signingAlgorithm: ecdsa,
+    // One more authority may stand below it: the one that replaces it.
+    extensions: await authorityExtensions(publicKey, 1),
+  })
+  return { certificate, privateKey: pair.privateKey }
+}
+
+/** A successor as its predecessor vouches for it. */
+async function signAuthority(options: {
+  subject: x509.X509Certificate
+  issuer: x509.X509Certificate
+  signingKey: CryptoKey
+  atMs: number
+}): Promise<x509.X509Certificate> {
+  const { subject, issuer, signingKey, atMs } = options
+  return x509.X509CertificateGenerator.create({
+    serialNumber: newSerial(),
+    subject: subject.subject,
+    issuer: issuer.subject,
+    notBefore: new Date(atMs - backdateMs),
+    notAfter: issuer.notAfter,
+    publicKey: subject.publicKey,
+    signingKey,
+    signingAlgorithm: ecdsa,
     extensions: [
-      new x509.BasicConstraintsExtension(true, 0, true),
-      new x509.KeyUsagesExtension(
-        x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign,
-        true,
-      ),
-      await x509.SubjectKeyIdentifierExtension.create(publicKey),
+      ...(await authorityExtensions(subject.publicKey, 0)),
+      await x509.AuthorityKeyIdentifierExtension.create(issuer.publicKey),
     ],
   })
-  const pem = pair.privateKey.export({ type: 'pkcs8', format: 'pem' })
-  await writeDurably(keyPath, pem, 0o600)
-  await writeDurably(certificatePath, `${certificate.toString('pem')}\n`, 0o644)
+}
+
+async function authorityExtensions(publicKey: x509.PublicKey, authoritiesBelow: number) {
+  return [
+    new x509.BasicConstraintsExtension(true, authoritiesBelow, true),
+    new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
+    await x509.SubjectKeyIdentifierExtension.create(publicKey),
+  ]
+}
+
+async function writeAuthority(
+  to: { key: string; certificate: string },
+  { certificate, privateKey }: NewAuthority,
+): Promise<void> {
+  await writeDurably(to.key, privateKey.export({ type: 'pkcs8', format: 'pem' }), 0o600)
+  await writeDurably(to.certificate, pemLine(certificate), 0o644)
+}
+
+function pemLine(certificate: x509.X509Certificate): string {
+  return `${certificate.toString('pem')}\n`
 }
 
 async function readCertificate(path: string): Promise<x509.X509Certificate> {

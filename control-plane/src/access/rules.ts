@@ -222,6 +222,24 @@ export const routeRules: readonly RouteRule[] = [
   },
 
   {
+    method: 'GET',
+    path: '/v1/authority',
+    may: everyone,
+    about: 'The certificate authority, and who has not adopted its successor.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/authority/rotate',
+    may: ['security'],
+    about: 'Replaces the certificate authority; both are trusted until the old one is retired.',
+  },
+  {
+    method: 'POST',
+    path: '/v1/authority/retire',
+    may: ['security'],
+    about: 'Ends the trust in the authority that was replaced.',
+  },
+  {
     method: 'POST',
     path: '/v1/revocations',
     may: ['security'],

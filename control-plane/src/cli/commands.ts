@@ -4,6 +4,7 @@ import { buildVersion } from '../build.ts'
 import { addAlertCommands } from './alerts.ts'
 import { addApprovalCommands } from './approvals.ts'
 import { addAuditCommands } from './audit.ts'
+import { addAuthorityCommands } from './authority.ts'
 import { addDoctorCommand } from './doctor.ts'
 import { addAgentCommands } from './fleet.ts'
 import { addJobCommands } from './jobs.ts'
@@ -41,6 +42,7 @@ export function sluiceProgram(): Command {
   addApprovalCommands(program)
   addObligationsCommand(program)
   addAlertCommands(program)
+  addAuthorityCommands(program)
   addAuditCommands(program)
   addVerifyCommand(program)
   addSweepCommands(program)

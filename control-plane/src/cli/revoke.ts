@@ -12,6 +12,7 @@ import {
 } from '@sluice/protocol/api-revocations'
 import { SluiceError } from '@sluice/protocol/errors'
 import { agentId } from '@sluice/protocol/ids'
+import { revokeAuthority, sayAuthority } from './authority.ts'
 import type { Client } from './client.ts'
 import { instant, remark, say, sayFacts, sayList, type View } from './output.ts'
 import { addCommand, withClient } from './program.ts'
@@ -27,7 +28,7 @@ export function addRevokeCommands(program: Command): void {
     .option('--dry-run', 'show what it would hit and change nothing')
     .addHelpText(
       'after',
-      '\nWhat:\n  agent NAME|ID | token ID | join-token ID | label KEY=VALUE | grants',
+      '\nWhat:\n  agent NAME|ID | token ID | join-token ID | label KEY=VALUE | grants | authority',
     )
     .action(
       async (
@@ -36,6 +37,8 @@ export function addRevokeCommands(program: Command): void {
         options: View & { reason: string; dryRun?: true },
       ) =>
         withClient(async (client) => {
+          if (kind === 'authority' && options.dryRun !== true)
+            return sayAuthority(await revokeAuthority(client, options.reason), options)
           const target = await targetFrom(client, kind, what)
           const { reason } = options
           if (options.dryRun === true) {

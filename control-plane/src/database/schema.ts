@@ -361,6 +361,8 @@ export type JobObligationKind =
   | 'spool.delete'
   /** Objects, versions, markers and incomplete uploads must be absent. */
   | 'object.delete'
+  /** The same in a replica of the store; subject: its name. */
+  | 'replica.delete'
   /** The job key's row must be gone and its epoch key destroyed. */
   | 'key.destroy'
   /** The sealed result must be delivered, or its time must run out; then it is deleted. */
@@ -412,7 +414,7 @@ export const obligations = sqliteTable(
     leaseId: text().$type<LeaseId>(),
     /** The agent it waits for. */
     agentId: text().$type<AgentId>(),
-    /** What it is about where that is no job: a purge, a revocation, an alert, a finding. */
+    /** What it is about where that is no job: a purge, a revocation, an alert, a finding; or a replica. */
     subjectId: text(),
     /** The newest order that asks an agent for it. */
     commandId: text().$type<CommandId>(),

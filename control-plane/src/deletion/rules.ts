@@ -15,6 +15,7 @@ export const holderKindOf: Readonly<Record<ObligationKind, HolderKind | null>> =
   'lease.wipe': 'gpu-lease',
   'spool.delete': 'capture-spool',
   'object.delete': 'object-store',
+  'replica.delete': 'object-replica',
   'key.destroy': 'job-key',
   'result.deliver': 'result-blob',
   'job.expire': null,
@@ -25,6 +26,7 @@ export const holderKindOf: Readonly<Record<ObligationKind, HolderKind | null>> =
   'uploads.abort': null,
   'grants.revoke': null,
   'authority.adopt': null,
+  'authority.retire': null,
   'approval.expire': null,
   'alert.deliver': null,
   'orphan.delete': null,
@@ -124,6 +126,20 @@ export function progressOf(duty: DutyFacts): Progress {
   if (duty.done) return duty.proven ? 'proven' : 'done'
   if (duty.acked) return 'delivered'
   return duty.asked ? 'requested' : 'owed'
+}
+
+/** A duty as the rows tell of it. */
+export type KnownDuty = {
+  duty: Obligation
+  /** The agent acknowledged its order durably. */
+  acked: boolean
+  /** Its receipt is there, and inside an issued certificate. */
+  proven: boolean
+}
+
+export function progressOfDuty({ duty, acked, proven }: KnownDuty): Progress {
+  const asked = duty.attempts > 0 || duty.commandId !== null
+  return progressOf({ done: duty.state === 'done', asked, acked, proven })
 }
 
 /**

@@ -7,6 +7,7 @@ import {
   revocationRequest,
   type RevocationView,
 } from '@sluice/protocol/api-revocations'
+import { retireRequest, rotateRequest } from '@sluice/protocol/api-authority'
 import { SluiceError } from '@sluice/protocol/errors'
 import { type RevocationId, revocationId, tokenId } from '@sluice/protocol/ids'
 import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
@@ -14,6 +15,12 @@ import { joinTokenById, rightsOf, tokenById } from '../access/store.ts'
 import { viewOfJoinToken, viewOfToken } from '../access/tokens.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import { presentFields } from '../present-fields.ts'
+import {
+  retireAuthority,
+  rotateAuthority,
+  type RotationDeps,
+  viewOfAuthority,
+} from './authority.ts'
 import { previewRevocation, revoke, type RevocationDeps } from './revoke.ts'
 import {
   agentsOf,
@@ -26,7 +33,7 @@ import {
 
 const nothing = z.strictObject({})
 
-export function revocationRoutes(deps: RevocationDeps) {
+export function revocationRoutes(deps: RevocationDeps & { rotation: RotationDeps }) {
   const { database } = deps
   const routes = new Hono<AccessEnv>()
 
@@ -58,6 +65,25 @@ export function revocationRoutes(deps: RevocationDeps) {
     const row = id.success ? await database.read((sql) => revocationById(sql, id.data)) : undefined
     if (!row || !reachesRow(c.get('access'), row)) throw noSuch('revocation')
     return c.json(await detailOf(row.id))
+  })
+
+  routes.get('/v1/authority', async (c) => c.json(await viewOfAuthority(deps.rotation)))
+
+  routes.post('/v1/authority/rotate', async (c) => {
+    const { reason, retireWithinMinutes } = await readBody(c.req.raw, rotateRequest)
+    await rotateAuthority(deps.rotation, {
+      reason,
+      by: forAllSites(c.get('access')).principalId,
+      retireWithinMs: retireWithinMinutes && retireWithinMinutes * 60_000,
+    })
+    return c.json(await viewOfAuthority(deps.rotation), 201)
+  })
+
+  routes.post('/v1/authority/retire', async (c) => {
+    const { abandon } = await readBody(c.req.raw, retireRequest)
+    const actor = { kind: 'principal', id: forAllSites(c.get('access')).principalId } as const
+    await retireAuthority(deps.rotation, { abandon, actor })
+    return c.json(await viewOfAuthority(deps.rotation))
   })
 
   /** The older routes of single tokens: the same revocation under another name. */
@@ -113,6 +139,13 @@ const unsaid = 'no reason given'
 
 function reachesRow(access: Access, row: RevocationRow): boolean {
   return row.site === '*' ? access.sites === 'all' : reachesSite(access, row.site)
+}
+
+function forAllSites(access: Access): Access {
+  if (access.sites === 'all') return access
+  throw new SluiceError('access.forbidden', 'the authority belongs to all sites', {
+    hint: 'It takes the role security on all sites (`*`).',
+  })
 }
 
 function tokenIdFrom(text: string) {

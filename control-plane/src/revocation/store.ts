@@ -227,3 +227,43 @@ export async function exposedBy(sql: Queries, nodes: readonly AgentId[]): Promis
     .limit(limits.pageItemsMax)
   return rows.map(({ id }) => id)
 }
+
+// ---------------------------------------------------------------- the authority
+
+/** The newest replacement of the authority. */
+export async function newestRotation(sql: Queries): Promise<RevocationRow | undefined> {
+  return sql.query.revocations.findFirst({
+    where: eq(revocations.kind, 'authority'),
+    orderBy: desc(revocations.id),
+  })
+}
+
+export async function liveAgents(sql: Queries): Promise<{ id: AgentId; site: string }[]> {
+  return sql
+    .select({ id: agents.id, site: agents.site })
+    .from(agents)
+    .where(isNull(agents.revokedAtMs))
+    .orderBy(asc(agents.id))
+}
+
+/** Agents that still owe the adoption of an authority. */
+export async function adoptersOf(sql: Queries, rotation: string) {
+  return sql
+    .select({
+      agentId: agents.id,
+      obligationId: obligations.id,
+      name: agents.name,
+      role: agents.role,
+      revokedAtMs: agents.revokedAtMs,
+    })
+    .from(obligations)
+    .innerJoin(agents, eq(agents.id, obligations.agentId))
+    .where(
+      and(
+        eq(obligations.subjectId, rotation),
+        eq(obligations.kind, 'authority.adopt'),
+        eq(obligations.state, 'due'),
+      ),
+    )
+    .orderBy(asc(agents.id))
+}
