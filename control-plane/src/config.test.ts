@@ -39,6 +39,38 @@ describe('configuration of the control plane', () => {
     await assert.rejects(load({ ...whole, SLUICE_STORAGE_ENDPOINT: 'http://s3.example' }))
   })
 
+  it('takes replicas of a bucket, each once, under a name of its own', async () => {
+    const storage = {
+      SLUICE_STORAGE_KIND: 's3',
+      SLUICE_STORAGE_ENDPOINT: 'https://s3.example',
+      SLUICE_STORAGE_BUCKET: 'sealed',
+      SLUICE_STORAGE_CREDENTIALS_FILE: '/run/credentials',
+    }
+    const paris = {
+      ...{ name: 'paris', endpoint: 'https://s3.example', bucket: 'sealed-paris' },
+      credentialsFile: '/run/paris',
+    }
+    const replicas = (...all: object[]) =>
+      load({ ...storage, SLUICE_STORAGE_REPLICAS: JSON.stringify(all) })
+    const { storage: read } = await replicas(paris, { ...paris, name: 'rome', bucket: 'rome' })
+    assert.deepEqual(
+      read.replicas.map(({ name, region }) => `${name} ${region}`),
+      ['paris us-east-1', 'rome us-east-1'],
+    )
+    await assert.rejects(
+      replicas(paris, { ...paris, bucket: 'other' }),
+      /two replicas have one name/,
+    )
+    await assert.rejects(replicas(paris, { ...paris, name: 'rome' }), /named twice/)
+    await assert.rejects(replicas({ ...paris, bucket: 'sealed' }), /named twice/)
+    await assert.rejects(replicas({ ...paris, name: 'a b' }), { code: 'config.invalid' })
+    await assert.rejects(replicas({ ...paris, endpoint: 'http://s3.example' }))
+    await assert.rejects(
+      load({ SLUICE_STORAGE_REPLICAS: JSON.stringify([paris]) }),
+      /only an S3 bucket is replicated/,
+    )
+  })
+
   it('makes loopback certificates for every name of loopback', () => {
     assert.deepEqual(publicNamesOf({}).names, ['127.0.0.1', 'localhost', '::1'])
     assert.deepEqual(publicNamesOf({ publicName: 'sluice.example' }), {

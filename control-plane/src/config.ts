@@ -1,10 +1,26 @@
 /** The configuration of the control plane: one strict schema, with defaults that run on one host. */
 import { z } from 'zod'
 import { limits } from '@sluice/protocol/limits'
+import { replicaName } from '@sluice/protocol/receipt'
 
 const path = z.string().min(1).max(4096)
 const port = z.int().min(0).max(65_535)
 const duration = z.int().positive()
+
+const httpsOrigin = z.url({ protocol: /^https$/ })
+const region = z.string().max(64).default('us-east-1')
+const bucket = z.string().regex(/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/, 'not a bucket name')
+
+/** A bucket that the operator's own replication copies to. */
+const replica = z.strictObject({
+  name: replicaName,
+  endpoint: httpsOrigin,
+  bucket,
+  region,
+  pathStyle: z.boolean().default(true),
+  caFile: path.optional(),
+  credentialsFile: path,
+})
 
 /** Host names and addresses, as they may stand in a certificate. */
 const hostName = z
@@ -45,23 +61,17 @@ export const controlPlaneConfig = z
           env: 'SLUICE_STORAGE_KIND',
           description: 'A folder of the data directory, or any S3.',
         }),
-        endpoint: z
-          .url({ protocol: /^https$/ })
+        endpoint: httpsOrigin
           .optional()
           .meta({ env: 'SLUICE_STORAGE_ENDPOINT', description: 'S3: origin, https only.' }),
-        region: z
-          .string()
-          .max(64)
-          .default('us-east-1')
-          .meta({ env: 'SLUICE_STORAGE_REGION', description: 'S3: region to sign for.' }),
-        bucket: z
-          .string()
-          .regex(/^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/, 'not a bucket name')
-          .optional()
-          .meta({
-            env: 'SLUICE_STORAGE_BUCKET',
-            description: 'S3: bucket; versions and locks are dealt with.',
-          }),
+        region: region.meta({
+          env: 'SLUICE_STORAGE_REGION',
+          description: 'S3: region to sign for.',
+        }),
+        bucket: bucket.optional().meta({
+          env: 'SLUICE_STORAGE_BUCKET',
+          description: 'S3: bucket; versions and locks are dealt with.',
+        }),
         pathStyle: z.boolean().default(true).meta({
           env: 'SLUICE_STORAGE_PATH_STYLE',
           description: 'S3: bucket in the path; AWS itself wants false.',
@@ -73,6 +83,15 @@ export const controlPlaneConfig = z
         credentialsFile: path.optional().meta({
           env: 'SLUICE_STORAGE_CREDENTIALS_FILE',
           description: 'S3: file of access key and secret key, 0600; read anew when it changes.',
+        }),
+        replicas: z.array(replica).max(8).default([]).meta({
+          env: 'SLUICE_STORAGE_REPLICAS',
+          description:
+            'S3: buckets your own replication copies to; each with name, endpoint, bucket, region, pathStyle, caFile, credentialsFile.',
+        }),
+        replicaSettleMinutes: z.int().min(0).max(10_080).default(15).meta({
+          env: 'SLUICE_STORAGE_REPLICA_SETTLE_MINUTES',
+          description: 'S3: how long a copy may be under way; replicas are looked at after it.',
         }),
       })
       .prefault({}),
@@ -192,6 +211,27 @@ export const controlPlaneConfig = z
           message: 'must be set for an HSM',
         })
   })
+  .refine(({ storage: { kind, replicas } }) => kind === 's3' || replicas.length === 0, {
+    path: ['storage', 'replicas'],
+    message: 'only an S3 bucket is replicated',
+  })
+  .refine(
+    ({ storage: { replicas } }) =>
+      new Set(replicas.map(({ name }) => name)).size === replicas.length,
+    {
+      path: ['storage', 'replicas'],
+      message: 'two replicas have one name',
+    },
+  )
+  .refine(
+    ({ storage: { endpoint, bucket: own, replicas } }) => {
+      const all = [...replicas, { endpoint, bucket: own }].map(
+        (one) => `${one.endpoint} ${one.bucket}`,
+      )
+      return new Set(all).size === all.length
+    },
+    { path: ['storage', 'replicas'], message: 'one bucket is named twice' },
+  )
   .superRefine((config, context) => {
     if (config.storage.kind !== 's3') return
     for (const key of ['endpoint', 'bucket', 'credentialsFile'] as const)

@@ -197,6 +197,7 @@ export async function testJobDeps(ground: TestGround) {
     leaseTimes: createLeaseTimes(ground.now),
     keys: await testKeys(ground),
     store: testStore(),
+    replicas: { stores: new Map(), settleMs: 0 },
     failedJobKeepMs: 24 * 60 * 60 * 1000,
     turns: createTurns(),
   } satisfies JobDeps

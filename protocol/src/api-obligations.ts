@@ -21,7 +21,7 @@ export const dutyView = z.strictObject({
   site: z.string(),
   progress,
   jobId: jobId.optional(),
-  /** What it is about where that is no job: a purge, a revocation, an alert, a finding. */
+  /** What it is about where that is no job: a purge, a revocation, an alert, a finding; or a replica. */
   subjectId: z.string().optional(),
   agentId: agentId.optional(),
   leaseId: leaseId.optional(),

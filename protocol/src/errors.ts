@@ -47,6 +47,7 @@ export const errorCodes = [
   'store.digest_mismatch',
   'store.insecure',
   'store.locked',
+  'store.replicated',
   // jobs and leases
   'job.not_found',
   'job.wrong_state',
@@ -88,6 +89,7 @@ export const errorCodes = [
   'join.wrong_authority',
   'identity.missing',
   'identity.revoked',
+  'identity.unknown',
   'identity.expired',
   'access.unauthenticated',
   'access.forbidden',

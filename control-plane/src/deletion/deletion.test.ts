@@ -101,6 +101,7 @@ async function makeWorld(t: TestContext): Promise<World> {
       remains: (key) =>
         Promise.resolve({ objects: objects.has(key) ? 1 : 0, versions: 0, uploads: 0 }),
     },
+    replicas: { stores: new Map(), settleMs: 0 },
     turns: createTurns(),
     expireJob: () => Promise.resolve(),
     noticeExpiry: () => Promise.resolve(),
@@ -356,6 +357,108 @@ describe('beginDeletion', () => {
     assert.equal(await stateOf(world, id), 'analysed')
     assert.equal((await duty(world, id, 'key.destroy')).state, 'waiting')
     assert.deepEqual(await openOrders(world, world.capture.id), [])
+  })
+})
+
+describe('a deletion in replicas', () => {
+  const settleMs = 15 * 60_000
+
+  /** A job that is being deleted, and whose holders have all confirmed but the store's replicas. */
+  async function copiedJob(t: TestContext, places: readonly string[]) {
+    const world = await makeWorld(t)
+    const { ground } = world
+    const id = await analysedJob(world)
+    const copies = new Map(places.map((place) => [place, new Set(world.objects)]))
+    const [key] = world.objects
+    assert(key !== undefined)
+    await ground.database.write(async (tx) => {
+      const owed = { jobId: id, site: 'north', state: 'waiting', atMs: ground.now() } as const
+      for (const subjectId of places)
+        await addObligation(tx, { ...owed, kind: 'replica.delete', subjectId }, ground.changes)
+    })
+    const stores = new Map(
+      [...copies].map(([place, held]) => [
+        place,
+        {
+          deleteAll: (one: ObjectKey) => Promise.resolve(void held.delete(one)),
+          remains: (one: ObjectKey) =>
+            Promise.resolve({ objects: held.has(one) ? 1 : 0, versions: 0, uploads: 0 }),
+          abortUpload: () => Promise.resolve(),
+        },
+      ]),
+    )
+    await begin(world, id)
+    await deliver(world)
+    await confirm(world, id, 'spool.delete')
+    await confirm(world, id, 'lease.wipe')
+    const open = async () => {
+      const all = await ground.database.read((sql) => obligationsOfJob(sql, id))
+      return all.filter((one) => one.kind === 'replica.delete' && one.state !== 'done')
+    }
+    const pass = async (ms: number, changed: Partial<DeletionParts> = {}) => {
+      ground.clock.nowMs += ms
+      await work(world, { replicas: { stores, settleMs }, ...changed })
+    }
+    return { world, id, key, copies, stores, open, pass }
+  }
+
+  it('is proven by each, named in the certificate, and not before a late copy had its time', async (t) => {
+    const { world, id, key, copies, open, pass } = await copiedJob(t, ['paris', 'rome'])
+    await pass(0)
+    assert.deepEqual(
+      [...copies.values()].map((held) => held.size),
+      [0, 0],
+      'deleted at once',
+    )
+    assert.equal((await duty(world, id, 'object.delete')).state, 'done')
+    assert.equal((await open()).length, 2)
+    // A copy that was under way arrives now.
+    copies.get('rome')?.add(key)
+    await pass(settleMs)
+    assert.equal(copies.get('rome')?.size, 0)
+    assert.deepEqual(
+      (await open()).map(({ subjectId }) => subjectId),
+      ['rome'],
+    )
+    assert.equal(await stateOf(world, id), 'deleting')
+    await pass(settleMs)
+    assert.equal(await stateOf(world, id), 'deleted')
+    const text = await certificateOf(world, id)
+    const pinned = createPublicKey(world.evidence.publicKeyPem)
+    const { holders } = verifyCertificate(Buffer.from(text!), pinned)
+    const places = holders.flatMap(({ holder }) => holder.place ?? [])
+    assert.deepEqual(places.toSorted(), ['paris', 'rome'])
+  })
+
+  it('does not count before the store itself is empty', async (t) => {
+    const { world, id, open, pass } = await copiedJob(t, ['paris'])
+    const store: DeletionParts['store'] = {
+      ...world.parts.store,
+      deleteAll: () =>
+        Promise.reject(new SluiceError('store.unreachable', 'down', { retry: 'later' })),
+    }
+    for (let looks = 0; looks < 3; looks += 1) await pass(settleMs, { store })
+    assert.equal((await open()).length, 1)
+    await pass(settleMs)
+    assert.equal((await duty(world, id, 'object.delete')).state, 'done')
+    assert.equal((await open()).length, 1, 'the time of a late copy begins now')
+    await pass(settleMs)
+    assert.equal(await stateOf(world, id), 'deleted')
+  })
+
+  it('stays owed while a replica fails, and when it is not configured any more', async (t) => {
+    const { world, id, open, pass, stores } = await copiedJob(t, ['paris', 'rome'])
+    const down = new SluiceError('store.refused', 'no', { retry: 'later' })
+    const failing = { ...stores.get('paris')!, deleteAll: () => Promise.reject(down) }
+    const replicas = { stores: new Map([['paris', failing]]), settleMs }
+    for (let looks = 0; looks < 3; looks += 1) await pass(settleMs, { replicas })
+    const codes = (await open()).map((one) => `${one.subjectId} ${one.lastErrorCode}`)
+    assert.deepEqual(codes.toSorted(), ['paris store.refused', 'rome store.unreachable'])
+    assert.equal(await stateOf(world, id), 'deleting')
+    assert.equal(await certificateOf(world, id), undefined)
+    await pass(settleMs)
+    await pass(settleMs)
+    assert.equal(await stateOf(world, id), 'deleted')
   })
 })
 

@@ -19,15 +19,17 @@ import type {
 } from '../database/schema.ts'
 import { enqueueCommand, hasOpenCommand, isOpenCommand } from '../fleet/store.ts'
 import type { Keys } from '../keys/keys.ts'
-import type { ObjectStore } from '../storage/object-store.ts'
+import type { ObjectStore, Replicas } from '../storage/object-store.ts'
 import { issueCertificate } from './certificate.ts'
 import type { Evidence } from './evidence.ts'
 import { spoolCommand, wipeCommand } from './intent.ts'
 import { destroyKey } from './job-key.ts'
 import { deleteObjects } from './objects.ts'
 import { settleOwn } from './receipts.ts'
+import { deleteFromReplica } from './replicas.ts'
 import { type Obligation, overdueAlerts, retryDelayMs } from './rules.ts'
 import {
+  bringForward,
   changeJob,
   clearResult,
   dueObligations,
@@ -51,6 +53,7 @@ export type DeletionParts = {
   evidence: Evidence
   keys: Pick<Keys, 'roll' | 'levelSince'>
   store: Pick<ObjectStore, 'deleteAll' | 'remains'>
+  replicas: Replicas
   /** One at a time for everything that changes a job's object, by job id. */
   turns: { take<T>(key: string, work: () => Promise<T>): Promise<T> }
   /** A failed job's time is over: begins its deletion. A job that moved on is no error. */
@@ -91,6 +94,7 @@ const jobWorkers: Readonly<Record<JobObligationKind, (due: Due) => Promise<Outco
   'lease.wipe': remindNode,
   'spool.delete': remindCaptureHost,
   'object.delete': deleteFromStore,
+  'replica.delete': deleteCopies,
   'key.destroy': destroyByRoll,
   'result.deliver': endDelivery,
   'job.expire': expire,
@@ -359,8 +363,20 @@ async function deleteFromStore({ parts, obligation, job }: Due): Promise<Outcome
       { objectsAbsentAtMs: Math.max(work.wipedAtMs, job.intentAtMs ?? 0) },
     )
     await endUploads(tx, job.id, work.wipedAtMs)
+    const next = { jobId: job.id, kind: 'replica.delete', atMs: work.wipedAtMs } as const
+    await bringForward(tx, next, parts.changes)
     await settleOwn(tx, parts, { job, obligation, work })
   })
+  return 'settled'
+}
+
+async function deleteCopies({ parts, obligation, job }: Due): Promise<Outcome> {
+  const { database, replicas, turns, now } = parts
+  const { subjectId: place } = obligation
+  assert(place !== null, `obligation ${obligation.id} names no replica`)
+  const done = await turns.take(job.id, () => deleteFromReplica(replicas, { place, job }, now))
+  if ('waitMs' in done) return done
+  await database.write((tx) => settleOwn(tx, parts, { job, obligation, work: done }))
   return 'settled'
 }
 

@@ -35,8 +35,8 @@ export type DeletionIntent = {
 /**
  * Turns a job into one that is being deleted: state, key row gone, leases ended, every holder's duty
  * due, orders to capture host and nodes queued, audit event; all in the caller's transaction.
- * The duties of announcement (`spool.delete`, `object.delete`, `key.destroy`) and of each lease
- * (`lease.wipe`) exist already, waiting. There is no way back.
+ * The duties of announcement (`spool.delete`, `object.delete`, `replica.delete`, `key.destroy`) and of
+ * each lease (`lease.wipe`) exist already, waiting. There is no way back.
  *
  * @throws SluiceError `job.not_found`; `job.held`; `request.conflict` when it is no longer in `from`
  * or must not be deleted from there.
@@ -84,7 +84,7 @@ export async function beginDeletion(
   await dropDuties(tx, { jobId, kinds: ['job.expire', 'job.expiry-notice'], atMs })
   await makeDue(
     tx,
-    { jobId, kinds: ['spool.delete', 'object.delete', 'key.destroy'], atMs },
+    { jobId, kinds: ['spool.delete', 'object.delete', 'replica.delete', 'key.destroy'], atMs },
     changes,
   )
   const leases = await leasesOfJob(tx.sql, jobId)

@@ -145,7 +145,9 @@ export async function settleOwn(
   const { evidence } = parts
   const kind = holderKindOf[obligation.kind]
   if (kind === null) throw new SluiceError('evidence.invalid', 'no holder signs for this duty')
-  const holder = { kind, id: evidence.keyId }
+  const { subjectId } = obligation
+  const place = kind === 'object-replica' && subjectId !== null ? { place: subjectId } : {}
+  const holder = { kind, id: evidence.keyId, ...place }
   const receipt: Receipt = { jobId: job.id, obligationId: obligation.id, holder, ...work }
   const statement = receiptOf(receipt, job.sealedHeaderSha256)
   const envelope = signStatement(receiptPayloadType, statement, evidence)

@@ -1,5 +1,6 @@
 /** Remembers everything still owed about a job, and the receipts that settle it. */
 import { and, asc, eq, gt, inArray, isNull, lte, min, ne, or, sql as raw } from 'drizzle-orm'
+import type { Progress } from '@sluice/protocol/api-obligations'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import {
   type AgentId,
@@ -10,6 +11,7 @@ import {
   obligationId,
   type PurgeId,
 } from '@sluice/protocol/ids'
+import { jobStates } from '@sluice/protocol/job'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
 import type { Holder } from '@sluice/protocol/receipt'
@@ -31,15 +33,16 @@ import {
   type SubjectObligationKind,
   uploads,
 } from '../database/schema.ts'
-import type { Obligation } from './rules.ts'
+import { type KnownDuty, type Obligation, progressOf } from './rules.ts'
 
 export type ReceiptRow = typeof receipts.$inferSelect
 export type JobRow = typeof jobs.$inferSelect
 export type LeaseRow = typeof leases.$inferSelect
 
-/** What a duty is about: one job, or something else by its id. */
+/** What a duty is about: one job, a job in the replica `subjectId`, or something else by its id. */
 type About =
-  | { jobId: JobId; kind: JobObligationKind; subjectId?: never }
+  | { jobId: JobId; kind: Exclude<JobObligationKind, 'replica.delete'>; subjectId?: never }
+  | { jobId: JobId; kind: 'replica.delete'; subjectId: string }
   | { jobId?: never; kind: SubjectObligationKind; subjectId: string }
 
 export type NewObligation = About & {
@@ -362,12 +365,9 @@ export async function pageOfDuties(
     purgeId?: PurgeId | undefined
     itemsMax: number
   },
-): Promise<{ duty: Obligation; acked: boolean; proven: boolean }[]> {
+): Promise<KnownDuty[]> {
   const { sites, all = false, overdue = false } = which
-  const rows = await sql
-    .select({ duty: obligations, ackedAtMs: commands.ackedAtMs, proven: isProven })
-    .from(obligations)
-    .leftJoin(commands, eq(commands.id, obligations.commandId))
+  const rows = await knownDuties(sql)
     .where(
       and(
         sites === null ? undefined : inArray(obligations.site, [...sites]),
@@ -382,12 +382,63 @@ export async function pageOfDuties(
     )
     .orderBy(asc(obligations.id))
     .limit(which.itemsMax)
-  return rows.map(({ duty, ackedAtMs, proven }) => ({
-    duty,
-    acked: ackedAtMs !== null,
-    proven: proven === 1,
-  }))
+  return rows.map(known)
 }
+
+/** All duties of a job, done ones too, in the order they arose, with what tells how far each is. */
+export async function dutiesOfJob(sql: Queries, job: JobId): Promise<KnownDuty[]> {
+  const rows = await knownDuties(sql)
+    .where(eq(obligations.jobId, job))
+    .orderBy(asc(obligations.createdAtMs), asc(obligations.id))
+  return rows.map(known)
+}
+
+function knownDuties(sql: Queries) {
+  return sql
+    .select({ duty: obligations, ackedAtMs: commands.ackedAtMs, proven: isProven })
+    .from(obligations)
+    .leftJoin(commands, eq(commands.id, obligations.commandId))
+}
+
+function known(row: { duty: Obligation; ackedAtMs: number | null; proven: 0 | 1 }): KnownDuty {
+  return { duty: row.duty, acked: row.ackedAtMs !== null, proven: row.proven === 1 }
+}
+
+/**
+ * How many duties have come how far. What is over is only counted, not looked at one by one: proven
+ * are the receipts that no job without a certificate and no purge without one has.
+ */
+export async function countProgress(sql: Queries): Promise<Record<Progress, number>> {
+  const open = sql.all<{ asked: 0 | 1; acked: 0 | 1; duties: number }>(
+    raw`SELECT attempts > 0 OR command_id IS NOT NULL AS asked, acked_at_ms IS NOT NULL AS acked, count(*) AS duties
+      FROM obligations LEFT JOIN commands ON commands.id = command_id
+      WHERE state IN ('due', 'waiting') GROUP BY 1, 2`,
+  )
+  const [over] = sql.all<{ done: number; receipts: number; loose: number }>(
+    raw`SELECT (SELECT count(*) FROM obligations WHERE state = 'done') AS done,
+      (SELECT count(*) FROM receipts) AS receipts,
+      (SELECT count(*) FROM jobs CROSS JOIN obligations ON obligations.job_id = jobs.id
+          CROSS JOIN receipts ON obligation_id = obligations.id
+        WHERE jobs.state IN ${uncertified}
+          AND NOT EXISTS (SELECT 1 FROM certificates WHERE certificates.job_id = jobs.id))
+      + (SELECT count(*) FROM purges CROSS JOIN obligations ON subject_id = purges.id
+          CROSS JOIN receipts ON obligation_id = obligations.id
+        WHERE NOT EXISTS (SELECT 1 FROM evidence_documents
+          WHERE evidence_documents.subject_id = purges.id AND kind = 'purge-certificate')) AS loose`,
+  )
+  const { done = 0, receipts: signed = 0, loose = 0 } = over ?? {}
+  const counts: Record<Progress, number> = {
+    ...{ owed: 0, requested: 0, delivered: 0 },
+    ...{ done: done - (signed - loose), proven: signed - loose },
+  }
+  for (const { asked, acked, duties } of open)
+    counts[progressOf({ done: false, asked: asked === 1, acked: acked === 1, proven: false })] +=
+      duties
+  return counts
+}
+
+/** A job is `deleted` in the transaction that writes its certificate. */
+const uncertified = jobStates.filter((state) => state !== 'deleted')
 
 /** Its receipt is there, and the document that holds the receipts of its job or purge. */
 const isProven = raw<

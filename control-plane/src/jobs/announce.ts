@@ -131,6 +131,8 @@ async function writeJob(
     deps.changes,
   )
   await addObligation(tx, { ...owed, kind: 'object.delete' }, deps.changes)
+  for (const name of deps.replicas.stores.keys())
+    await addObligation(tx, { ...owed, kind: 'replica.delete', subjectId: name }, deps.changes)
   await addObligation(tx, { ...owed, kind: 'key.destroy' }, deps.changes)
   await appendAudit(tx, {
     atMs,

@@ -5,7 +5,7 @@ import type { AgentId } from '@sluice/protocol/ids'
 import type { Changes } from '../changes.ts'
 import type { Database } from '../database/database.ts'
 import type { Keys } from '../keys/keys.ts'
-import type { ObjectStore } from '../storage/object-store.ts'
+import type { ObjectStore, Replicas } from '../storage/object-store.ts'
 import type { LeaseTimes } from './lease-times.ts'
 import type { Turns } from './turns.ts'
 
@@ -28,6 +28,8 @@ export type JobDeps = {
     | 'grantRead'
     | 'deleteAll'
   >
+  /** Each of them owes a deletion for every job from its announcement on. */
+  replicas: Replicas
   /** How long a failed or lost job is kept; `limits.failedJobKeepMsDefault` unless configured. */
   failedJobKeepMs: number
   /** One at a time for everything that changes a job's object. */

@@ -425,12 +425,12 @@ export function orderPage(
   sql.run(
     raw`UPDATE obligations SET state = 'due', deadline_at_ms = ${atMs + limits.obligationOverdueMs},
         next_try_at_ms = CASE WHEN kind IN ('spool.delete', 'lease.wipe') THEN ${reminderAtMs} ELSE ${atMs} END
-      WHERE job_id IN (${ids}) AND state = 'waiting' AND kind IN ('spool.delete', 'lease.wipe', 'object.delete', 'key.destroy', 'result.deliver')`,
+      WHERE job_id IN (${ids}) AND state = 'waiting' AND kind IN ('spool.delete', 'lease.wipe', 'object.delete', 'replica.delete', 'key.destroy', 'result.deliver')`,
   )
   // What an earlier deletion had begun need not wait for its next try.
   sql.run(
     raw`UPDATE obligations SET next_try_at_ms = ${atMs}
-      WHERE job_id IN (${ids}) AND state = 'due' AND kind IN ('object.delete', 'key.destroy', 'result.deliver')`,
+      WHERE job_id IN (${ids}) AND state = 'due' AND kind IN ('object.delete', 'replica.delete', 'key.destroy', 'result.deliver')`,
   )
   sql.run(
     raw`INSERT INTO obligations (id, job_id, kind, site, state, next_try_at_ms, deadline_at_ms, created_at_ms)
@@ -519,7 +519,7 @@ export function dutiesOf(sql: Queries, id: PurgeId) {
         count(*) AS n
       FROM obligations LEFT JOIN commands ON commands.id = obligations.command_id
       WHERE (subject_id = ${id} OR obligations.job_id IN (${jobsOf(id)}))
-        AND kind IN ('purge.agent', 'spool.delete', 'lease.wipe', 'object.delete', 'key.destroy', 'result.deliver')
+        AND kind IN ('purge.agent', 'spool.delete', 'lease.wipe', 'object.delete', 'replica.delete', 'key.destroy', 'result.deliver')
       GROUP BY 1, 2, 3, 4, 5`,
   )
 }
@@ -647,7 +647,7 @@ export function countOpenDuties(sql: Queries, id: PurgeId): number {
 
 const isOpenDuty = (id: PurgeId): SQL =>
   raw`state <> 'done' AND ((subject_id = ${id} AND kind = 'purge.agent') OR (job_id IN (${jobsOf(id)})
-    AND kind IN ('spool.delete', 'lease.wipe', 'object.delete', 'key.destroy', 'result.deliver', 'certificate.issue')))`
+    AND kind IN ('spool.delete', 'lease.wipe', 'object.delete', 'replica.delete', 'key.destroy', 'result.deliver', 'certificate.issue')))`
 
 /** Keeps a signed document; a report gives way to a newer one. */
 export async function keepDocument(

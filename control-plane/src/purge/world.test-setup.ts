@@ -139,6 +139,7 @@ export async function makeWorld(aloneJobsMax = 100): Promise<World> {
       remains: (key) =>
         Promise.resolve({ objects: objects.has(key) ? 1 : 0, versions: 0, uploads: 0 }),
     },
+    replicas: { stores: new Map(), settleMs: 0 },
     turns: createTurns(),
     expireJob: () => Promise.resolve(),
     noticeExpiry: () => Promise.resolve(),

@@ -96,6 +96,13 @@ export type ObjectStore = AsyncDisposable & {
   list(after?: string): Promise<{ entries: StoreEntry[]; next?: string }>
 }
 
+/** Buckets that the operator's own replication copies the store to, by name. */
+export type Replicas = {
+  stores: ReadonlyMap<string, Pick<ObjectStore, 'deleteAll' | 'remains' | 'abortUpload'>>
+  /** How long a copy may be under way after the store itself is empty. */
+  settleMs: number
+}
+
 /** Whether nothing is left. */
 export function isAbsent(remains: Remains): boolean {
   return remains.objects + remains.versions + remains.uploads === 0

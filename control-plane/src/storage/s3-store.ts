@@ -5,6 +5,7 @@ import {
   CompleteMultipartUploadCommand,
   CreateMultipartUploadCommand,
   DeleteObjectCommand,
+  GetBucketReplicationCommand,
   GetBucketVersioningCommand,
   GetObjectCommand,
   GetObjectLegalHoldCommand,
@@ -16,6 +17,7 @@ import {
   ListObjectsV2Command,
   ListObjectVersionsCommand,
   ListPartsCommand,
+  type ReplicationRule,
   S3Client,
   S3ServiceException,
   UploadPartCommand,
@@ -39,6 +41,8 @@ export type S3StoreOptions = {
   /** Read anew for every request, so that rotated files count at once. */
   credentials: () => Promise<{ accessKeyId: string; secretAccessKey: string }>
   now: () => number
+  /** Buckets that it may be replicated to; any other rule makes it unfit. None unless given. */
+  copiedTo?: readonly string[]
   /** How long one request may take; a store that hangs is unreachable, not waited for. */
   requestTimeoutMs?: number
 }
@@ -219,6 +223,7 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       const versioning = await translate(
         client.send(new GetBucketVersioningCommand({ Bucket: bucket })),
       )
+      await refuseUnknownCopies(client, bucket, options.copiedTo ?? [])
       // Suspended versioning keeps the versions it has.
       return {
         versioned: versioning.Status !== undefined,
@@ -379,11 +384,43 @@ async function hasObjectLock(client: S3Client, bucket: string): Promise<boolean>
     const answer = await client.send(new GetObjectLockConfigurationCommand({ Bucket: bucket }))
     return answer.ObjectLockConfiguration?.ObjectLockEnabled === 'Enabled'
   } catch (error) {
-    // No configuration, or a store that does not know the question: nothing is locked.
-    const status = statusOf(error)
-    if (status === 404 || status === 400 || status === 501 || status === 409) return false
+    if (isUnconfigured(error)) return false
     throw toSluiceError(error)
   }
+}
+
+/** What the store copies to a bucket nobody deletes from would stay there for ever. */
+async function refuseUnknownCopies(
+  client: S3Client,
+  bucket: string,
+  known: readonly string[],
+): Promise<void> {
+  const rules = await replicationRules(client, bucket)
+  const targets = rules
+    .filter(({ Status }) => Status !== 'Disabled')
+    .map(
+      ({ Destination }) => Destination?.Bucket?.replace(/^arn:[^:]*:s3:::/, '') ?? 'another bucket',
+    )
+  const unknown = targets.find((target) => !known.includes(target))
+  if (unknown === undefined) return
+  throw new SluiceError('store.replicated', `bucket ${bucket} is replicated to ${unknown}`, {
+    hint: 'Name that bucket in storage.replicas, or remove the rule: no deletion would be complete.',
+  })
+}
+
+async function replicationRules(client: S3Client, bucket: string): Promise<ReplicationRule[]> {
+  try {
+    const answer = await client.send(new GetBucketReplicationCommand({ Bucket: bucket }))
+    return answer.ReplicationConfiguration?.Rules ?? []
+  } catch (error) {
+    if (isUnconfigured(error)) return []
+    throw toSluiceError(error)
+  }
+}
+
+/** No configuration, or a store that does not know the question. */
+function isUnconfigured(error: unknown): boolean {
+  return [400, 404, 405, 409, 501].includes(statusOf(error) ?? 0)
 }
 
 /** The answer, or `undefined` when the store says that what was named is not there. */

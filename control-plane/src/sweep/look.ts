@@ -90,7 +90,7 @@ export async function lookAtStore(
   const { database } = deps
   const pairs = joinByKey(jobsInOrder(database), entriesInOrder(deps.list, counts))
   for await (const [job, entry] of pairs) {
-    if (job) add(counts, 'jobs')
+    if (job && deps.place === undefined) add(counts, 'jobs')
     const first = storeDifferences(job, entry)
     if (first.length === 0) continue
     const key = entry?.key ?? job?.objectKey ?? ''

@@ -14,7 +14,7 @@ import { deleteJobKey, jobById, markDone, obligationsOfJob } from '../deletion/s
 import { enqueueCommand, hasOpenCommand } from '../fleet/store.ts'
 import type { EpochKeyStore } from '../keys/epoch-key-store.ts'
 import type { Keys } from '../keys/keys.ts'
-import { isAbsent, type ObjectStore } from '../storage/object-store.ts'
+import { isAbsent, type ObjectStore, type Replicas } from '../storage/object-store.ts'
 import {
   endFinding,
   epochsWithKey,
@@ -29,6 +29,7 @@ export type OrphanDeps = {
   changes: Changes
   now: () => number
   store: Pick<ObjectStore, 'deleteAll' | 'remains' | 'abortUpload'>
+  replicas: Replicas
   epochKeys: Pick<EpochKeyStore, 'list' | 'destroy'>
   keys: Pick<Keys, 'rollNow'>
   turns: { take<T>(key: string, work: () => Promise<T>): Promise<T> }
@@ -71,14 +72,28 @@ async function remove(deps: OrphanDeps, finding: FindingRow): Promise<End> {
   }
 }
 
+/** Splits a subject, which names the replica first unless it lies in the store itself. */
+function whereOf(deps: OrphanDeps, subject: string) {
+  const [first = '', ...rest] = subject.split(' ')
+  if (objectKey.safeParse(first).success)
+    return { store: deps.store, key: objectKey.parse(first), storeUploadId: rest[0] ?? '' }
+  const store = deps.replicas.stores.get(first)
+  if (!store)
+    throw new SluiceError('store.unreachable', `no replica ${first} is configured any more`, {
+      retry: 'later',
+      hint: 'Put it back into storage.replicas: an orphan in it is still to be deleted.',
+    })
+  return { store, key: objectKey.parse(rest[0]), storeUploadId: rest[1] ?? '' }
+}
+
 async function removeObject(deps: OrphanDeps, { subject }: FindingRow): Promise<End> {
-  const key = objectKey.parse(subject)
+  const { store, key } = whereOf(deps, subject)
   return deps.turns.take(key, async () => {
     const job = await deps.database.read((sql) => jobByObjectKey(sql, key))
     if (job && !isOver(job.state)) return 'gone'
-    if (isAbsent(await deps.store.remains(key))) return 'gone'
-    await deps.store.deleteAll(key)
-    if (isAbsent(await deps.store.remains(key))) return 'deleted'
+    if (isAbsent(await store.remains(key))) return 'gone'
+    await store.deleteAll(key)
+    if (isAbsent(await store.remains(key))) return 'deleted'
     throw new SluiceError('store.refused', 'an orphan is still in the store', {
       retry: 'later',
       hint: 'Look whether the bucket has versions, locks or replication.',
@@ -87,11 +102,10 @@ async function removeObject(deps: OrphanDeps, { subject }: FindingRow): Promise<
 }
 
 async function removeUpload(deps: OrphanDeps, { subject }: FindingRow): Promise<End> {
-  const [keyText = '', storeUploadId = ''] = subject.split(' ')
-  const key = objectKey.parse(keyText)
+  const { store, key, storeUploadId } = whereOf(deps, subject)
   const job = await deps.database.read((sql) => jobByObjectKey(sql, key))
   if (job?.openUploads.includes(storeUploadId) === true) return 'gone'
-  await deps.store.abortUpload({ key, storeUploadId })
+  await store.abortUpload({ key, storeUploadId })
   return 'deleted'
 }
 

@@ -28,7 +28,7 @@ export type SweptEntry = {
 
 export type Difference = {
   kind: SweepFindingKind
-  /** What it is, unique within its kind: an object key, `key upload-id`, a job id, an epoch. */
+  /** What it is, unique within its kind: an object key, `key upload-id`, a job id, an epoch; before a key, the replica. */
   subject: string
   jobId?: JobId
   agentId?: AgentId

@@ -39,6 +39,11 @@ async function makeWorld(t: TestContext) {
   const deps = { ...(await testJobDeps(ground)), store }
   const capture = await joined(ground, 'capture')
   const node = await joined(ground, 'gpu')
+  const copy = await openDirectoryStore({
+    folder: join(folder, 'copy'),
+    origin: () => 'https://x',
+    now: ground.now,
+  })
   const epochKeys = { kept: new Set<string>(), destroyed: [] as string[] }
   const connected = new Set<AgentId>()
   let rolls = 0
@@ -55,6 +60,7 @@ async function makeWorld(t: TestContext) {
         },
         isThere: async ({ objectKey }) => (await store.head(objectKey)) !== undefined,
       },
+      { name: 'paris', list: (after) => copy.list(after), isThere: async () => true },
     ],
     connected: () => [...connected],
     lose: (difference) => loseFound(deps, difference),
@@ -67,6 +73,7 @@ async function makeWorld(t: TestContext) {
   const worker = orphanWorker({
     ...deps,
     store,
+    replicas: { stores: new Map([['paris', copy]]), settleMs: 0 },
     epochKeys: {
       list: async () => [...epochKeys.kept] as never,
       destroy: async (id) => {
@@ -100,6 +107,7 @@ async function makeWorld(t: TestContext) {
     await engine[Symbol.asyncDispose]()
     await sweeps[Symbol.asyncDispose]()
     await store[Symbol.asyncDispose]()
+    await copy[Symbol.asyncDispose]()
     await ground[Symbol.asyncDispose]()
     await rm(folder, { recursive: true })
   })
@@ -139,8 +147,8 @@ async function makeWorld(t: TestContext) {
         .then(() => undefined),
     )
   /** An object with one part, as a completed upload leaves it. */
-  async function putObject(key: ObjectKey) {
-    const at = join(folder, 'objects', key.slice(2, 4), key.slice(2))
+  async function putObject(key: ObjectKey, root = folder) {
+    const at = join(root, 'objects', key.slice(2, 4), key.slice(2))
     await mkdir(at, { recursive: true })
     await writeFile(join(at, `00001-10-${'0'.repeat(32)}`), randomBytes(10))
   }
@@ -163,6 +171,8 @@ async function makeWorld(t: TestContext) {
   return {
     ...{ ground, store, capture, node, epochKeys, connected, sweeps, problems, away },
     ...{ addJob, addKey, putObject, stateOf, findings, kindsFound, sweep, workOff },
+    copy,
+    putCopy: (key: ObjectKey) => putObject(key, join(folder, 'copy')),
     rolls: () => rolls,
   }
 }
@@ -214,6 +224,29 @@ describe('a sweep', () => {
     assert.ok(owed.filter(({ kind }) => kind === 'orphan.delete').every((o) => o.state === 'done'))
     const audit = await world.ground.database.read((sql) => sql.select().from(auditEvents))
     assert.ok(audit.some(({ type }) => type === 'orphan.deleted'))
+  })
+
+  it('finds what a replica kept, and misses nothing that a replica never had', async (t) => {
+    const world = await makeWorld(t)
+    const [live, gone] = [
+      await world.addJob('stored', { storedAtMs: 1 }),
+      await world.addJob('deleted'),
+    ]
+    await world.addKey(live.id)
+    await world.putObject(live.key)
+    await world.putCopy(gone.key)
+    await world.copy.createUpload(gone.key)
+    await world.sweep()
+    const subjects = (await world.findings()).map(({ subject }) =>
+      subject.slice(0, 'paris a/'.length),
+    )
+    assert.deepEqual(subjects, ['paris a/', 'paris a/'])
+    assert.equal(await world.stateOf(live.id), 'stored')
+    world.ground.clock.nowMs += 73 * hourMs
+    await world.workOff()
+    assert.deepEqual((await world.copy.list()).entries, [])
+    assert.equal((await world.store.list()).entries.length, 1)
+    assert.deepEqual(await world.findings(), [])
   })
 
   it('leaves alone what became known while it rested', async (t) => {
