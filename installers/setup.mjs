@@ -192,12 +192,12 @@ function lockInstall() {
  * Lets a program of npm's run on the host's own Node: `npm run` puts our runtime first in PATH, and that one
  * may be what is about to be replaced.
  */
-function runNpm(program, args) {
+function runNpm(program, args, more = {}) {
   const folders = (process.env.PATH ?? '').split(':')
   const PATH = folders.filter((folder) => folder !== dirname(runtime)).join(':')
   return spawnSync(program, args, {
     cwd: root,
-    env: { ...process.env, PATH },
+    env: { ...process.env, PATH, ...more },
     encoding: 'utf8',
     stdio: ['ignore', 'pipe', 'pipe'],
     maxBuffer: 64 * 1024 * 1024,
@@ -215,7 +215,10 @@ function installPackages() {
     rmSync(stampFile, { force: true })
     const pnpm = ['--yes', `pnpm@${pnpmVersion}`, 'install', '--frozen-lockfile']
     // pnpm asks before it replaces an older node_modules, and nobody may be there to answer.
-    const run = runNpm('npx', [...pnpm, '--config.confirmModulesPurge=false'])
+    // The one part that is compiled, and may be absent, is compiled for the pinned runtime: its headers
+    // come with it, while node-gyp would fetch them from a place that may be out of reach.
+    const headers = { npm_config_nodedir: dirname(dirname(pinnedRuntime)) }
+    const run = runNpm('npx', [...pnpm, '--config.confirmModulesPurge=false'], headers)
     if (run.error?.code === 'ENOENT') {
       refuse('npx is missing', 'install npm (it brings npx) and run the command again')
     }

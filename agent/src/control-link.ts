@@ -114,7 +114,12 @@ type PendingRequest = {
 const requestsInFlightMax = 32
 
 /** These do not mend by themselves in seconds; the agent asks again about once a minute. */
-const refusals = new Set(['identity.revoked', 'version.unsupported', 'access.forbidden'])
+const refusals = new Set([
+  'identity.revoked',
+  'identity.unknown',
+  'version.unsupported',
+  'access.forbidden',
+])
 
 export function createControlLink(options: ControlLinkOptions): ControlLink {
   const { identity, journal, events } = options

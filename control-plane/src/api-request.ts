@@ -73,6 +73,7 @@ const statusByCode: Partial<Record<ErrorCode, number>> = {
   'access.forbidden': 403,
   'join.refused': 403,
   'identity.revoked': 403,
+  'identity.unknown': 403,
   'request.invalid': 400,
   'token.invalid': 400,
   'request.not_found': 404,

@@ -562,7 +562,7 @@ describe('agent listener', () => {
       const issued = await authority.issueAgent({ agentId: id, role: 'gpu', publicKey })
       const chain = issued.chain.map((der) => der.toString('base64'))
       const answer = await askAgentListener(tlsOf({ ...agent, chain }, identity))
-      assert.match(answer, /^HTTP\/1\.1 403 [\s\S]*identity\.revoked/)
+      assert.match(answer, /^HTTP\/1\.1 403 [\s\S]*identity\.unknown/)
     }
   })
 

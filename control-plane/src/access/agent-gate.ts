@@ -19,7 +19,9 @@ export type AdmittedAgent = {
  * The agent at the other end. TLS has verified its chain; that is not enough: a revoked agent still
  * has a good certificate, and a resumed session verifies nothing anew.
  *
- * @throws SluiceError `identity.missing`, `identity.expired` or `identity.revoked`.
+ * @throws SluiceError `identity.missing`, `identity.expired`, `identity.revoked`, or
+ * `identity.unknown` for a certificate of ours whose agent has no row: forged, or from a time that a
+ * restore has forgotten. Only a revoked agent takes itself out for good.
  */
 export async function admitAgent(
   deps: { database: Database; now: () => number },
@@ -39,8 +41,12 @@ export async function admitAgent(
   const publicKeyId = createHash('sha256').update(spki).digest('hex')
   const agent = await deps.database.read((sql) => joinedAgentByKey(sql, publicKeyId))
   const uri = agent && `URI:${agentUri({ agentId: agent.id, role: agent.role })}`
-  if (!agent || agent.revokedAtMs !== null || certificate.subjectAltName !== uri)
-    throw new SluiceError('identity.revoked', 'this agent is not known here, or was revoked', {
+  if (!agent || certificate.subjectAltName !== uri)
+    throw new SluiceError('identity.unknown', 'this agent is not known here', {
+      hint: 'After a restore of the control plane: join again with a new token.',
+    })
+  if (agent.revokedAtMs !== null)
+    throw new SluiceError('identity.revoked', 'this agent was revoked', {
       hint: 'Ask security; a revoked agent joins again with an empty state directory.',
     })
   return {

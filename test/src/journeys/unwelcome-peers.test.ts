@@ -145,7 +145,7 @@ describe('peers that are not welcome', { timeout: 110_000 }, () => {
         const issued = await authority.issueAgent({ agentId: id, role: 'gpu', publicKey: spki })
         const cert = issued.chain.map(pemOf).join('\n')
         const said = await sayOverTls(toAgents({ key, cert }), question)
-        assert.match(said, /^HTTP\/1\.1 403 [^]*identity\.revoked/)
+        assert.match(said, /^HTTP\/1\.1 403 [^]*identity\.unknown/)
       }
     })
 

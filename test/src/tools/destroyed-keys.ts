@@ -19,7 +19,17 @@ import { waitFor } from './fleet-daemon.ts'
 import { startFleet } from './fleet.ts'
 import { type Needle, takeKeyNeedles } from './needles.ts'
 import { makeRawDisk } from './raw-disk.ts'
-import { describeHits, joinReports, makeScanner, scanFile, scanProcess, scanTree } from './scan.ts'
+import {
+  describeHits,
+  emptyReport,
+  joinReports,
+  makeScanner,
+  scanFile,
+  scanProcess,
+  scanTree,
+  type Scanner,
+  type ScanReport,
+} from './scan.ts'
 
 /** Room for what thousands of jobs and two copies of SQLite's log write; all of it is read back. */
 const diskBytes = 192 * 1024 * 1024
