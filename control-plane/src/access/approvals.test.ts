@@ -168,29 +168,42 @@ describe('an approval', () => {
     assert.deepEqual(done, [someJob], 'control: another person may')
   })
 
-  it('cannot be given by somebody whose token the asker was handed, until that is revoked', async () => {
-    const [anna, berta] = [await person('owner', 'anna'), await person('owner', 'berta')]
+  it('cannot be given by somebody whose token the asker was ever handed', async () => {
+    const anna = await person('owner', 'anna')
+    const carla = await person('owner', 'carla', [{ role: 'security', site: 'north' }])
+    const berta = await person('owner', 'berta')
     const waits = await waiting(anna, { principal: 'dora', rights: everywhere })
     await decide(waits, berta)
     const handed = await ask(anna, { principal: 'dora' })
     assert('person' in handed)
     const two = (one: PrincipalId, other: PrincipalId) =>
-      ground.database.read((sql) => isTwoPeople(sql, one, other, ground.now()))
+      ground.database.read((sql) => isTwoPeople(sql, one, other))
     assert.equal(await two(anna.principalId, handed.person.principalId), false)
     assert.equal(await two(berta.principalId, handed.person.principalId), true)
     const lent = await waiting(anna, { principal: 'berta' })
     await refused(decide(lent, anna), 'approval.refused')
+    assert.equal(await two(anna.principalId, berta.principalId), true, 'control: until then')
     await decide(lent, berta)
     const asBerta = await ask(anna, { principal: 'berta' })
     assert('person' in asBerta)
     const id = await askLift(anna)
     await refused(decide(id, asBerta.person), 'approval.refused')
     await refused(decide(id, berta), 'approval.refused')
+
+    // What the token was good for outlives it: a further one, and what was asked with it.
+    const further = await ask(asBerta.person, { principal: 'berta' })
+    assert('person' in further, 'a further token of oneself takes one')
+    const otherJob = newId(jobId, 2)
+    const asked = await askLift(further.person, 'north', otherJob)
     await deps.database.write((tx) =>
       revokeToken(deps, tx, { access: berta }, asBerta.person.tokenId),
     )
-    await decide(id, berta)
-    assert.deepEqual(done, [someJob])
+    await refused(decide(id, further.person), 'approval.refused')
+    await refused(decide(asked, anna), 'approval.refused')
+    await waiting(anna, { principal: 'emma', rights: everywhere })
+    assert.deepEqual(done, [])
+    await decide(asked, carla)
+    assert.deepEqual(done, [otherJob], 'control: a third person may')
   })
 
   it('does not exist beyond the sites of who decides, nor for another role', async () => {

@@ -19,12 +19,13 @@ import {
   type ApprovalRow,
   approvalsAskedBy,
   closeApproval,
+  hasTokenThatCounts,
   insertApproval,
   markApprovalUsed,
   principalById,
   rightsOf,
 } from './store.ts'
-import { hasLiveToken, isTwoPeople } from './two-people.ts'
+import { isTwoPeople } from './two-people.ts'
 
 type Kind = ApprovalOperation['kind']
 type OperationOf<K extends Kind> = Extract<ApprovalOperation, { kind: K }>
@@ -212,14 +213,15 @@ async function refuseUnlessTwo(
 ): Promise<void> {
   const { askedBy, site } = asked
   const stands =
-    mayDecide(await rightsOf(tx.sql, askedBy), site) && (await hasLiveToken(tx.sql, askedBy, atMs))
+    mayDecide(await rightsOf(tx.sql, askedBy), site) &&
+    (await hasTokenThatCounts(tx.sql, askedBy, atMs))
   if (!stands)
     throw new SluiceError('approval.refused', 'who asked for this may not come in any more', {
       hint: 'Refuse it; whoever still wants it asks again.',
     })
-  if (await isTwoPeople(tx.sql, askedBy, decider, atMs)) return
+  if (await isTwoPeople(tx.sql, askedBy, decider)) return
   throw new SluiceError('approval.refused', 'this must come from another person', {
-    hint: 'Not from who asked, who made one of the two, or was handed a token of both.',
+    hint: 'Not from who asked, who made one of the two, or was ever handed a token of both.',
   })
 }
 

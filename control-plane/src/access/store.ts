@@ -79,14 +79,23 @@ export async function securityPrincipals(sql: Queries, site: string): Promise<Pr
   return rows.map((row) => row.id)
 }
 
-/** Who was handed the tokens of a principal that still count; null for the owner. */
-export async function tokenMakers(
+/** Who was ever handed a token of a principal; null for the owner. */
+export async function tokenMakers(sql: Queries, id: PrincipalId): Promise<(PrincipalId | null)[]> {
+  const rows = await sql
+    .selectDistinct({ by: apiTokens.createdBy })
+    .from(apiTokens)
+    .where(eq(apiTokens.principalId, id))
+  return rows.map((row) => row.by)
+}
+
+/** Whether a principal has a token that counts. */
+export async function hasTokenThatCounts(
   sql: Queries,
   id: PrincipalId,
   atMs: number,
-): Promise<(PrincipalId | null)[]> {
+): Promise<boolean> {
   const rows = await sql
-    .selectDistinct({ by: apiTokens.createdBy })
+    .select({ id: apiTokens.id })
     .from(apiTokens)
     .where(
       and(
@@ -95,7 +104,8 @@ export async function tokenMakers(
         gt(apiTokens.expiresAtMs, atMs),
       ),
     )
-  return rows.map((row) => row.by)
+    .limit(1)
+  return rows.length > 0
 }
 
 // ---------------------------------------------------------------- approvals

@@ -2,20 +2,22 @@
 import type { Right } from '@sluice/protocol/api'
 import type { PrincipalId } from '@sluice/protocol/ids'
 import type { Queries } from '../database/database.ts'
-import { principalById, securityPrincipals, tokenMakers } from './store.ts'
+import { hasTokenThatCounts, principalById, securityPrincipals, tokenMakers } from './store.ts'
 
 /**
  * Whether two principals are two people: no named person stands behind both. Behind a principal
- * stands itself, who made it, who was handed a token of it that still counts, and whoever stands
- * behind those. The owner of the data directory is no named person.
+ * stands itself, who made it, who was ever handed a token of it, and whoever stands behind those.
+ * The owner of the data directory is no named person.
+ *
+ * A token that was revoked counts too: with it a further one may have been made, in the name of the
+ * principal itself, or something asked before it was revoked.
  */
 export async function isTwoPeople(
   sql: Queries,
   one: PrincipalId,
   other: PrincipalId,
-  atMs: number,
 ): Promise<boolean> {
-  return areApart(await standingBehind(sql, one, atMs), await standingBehind(sql, other, atMs))
+  return areApart(await standingBehind(sql, one), await standingBehind(sql, other))
 }
 
 function areApart(one: ReadonlySet<PrincipalId>, other: ReadonlySet<PrincipalId>): boolean {
@@ -25,35 +27,37 @@ function areApart(one: ReadonlySet<PrincipalId>, other: ReadonlySet<PrincipalId>
 async function standingBehind(
   sql: Queries,
   principal: PrincipalId,
-  atMs: number,
+): Promise<ReadonlySet<PrincipalId>> {
+  return reachedBy(principal, async (id) => [
+    ...(await creatorsOf(sql, id)),
+    ...(await tokenMakers(sql, id)),
+  ])
+}
+
+async function creatorsOf(sql: Queries, id: PrincipalId): Promise<(PrincipalId | null)[]> {
+  return [(await principalById(sql, id))?.createdBy ?? null]
+}
+
+async function reachedBy(
+  principal: PrincipalId,
+  next: (id: PrincipalId) => Promise<(PrincipalId | null)[]>,
 ): Promise<ReadonlySet<PrincipalId>> {
   const found = new Set<PrincipalId>()
   const open = [principal]
   for (let id = open.pop(); id !== undefined; id = open.pop()) {
     if (found.has(id)) continue
     found.add(id)
-    const creator = (await principalById(sql, id))?.createdBy ?? null
-    const makers = await tokenMakers(sql, id, atMs)
-    open.push(...[creator, ...makers].filter((one) => one !== null))
+    open.push(...(await next(id)).filter((one) => one !== null))
   }
   return found
-}
-
-/** Whether a principal can come in at all: it has a token that counts. */
-export async function hasLiveToken(
-  sql: Queries,
-  principal: PrincipalId,
-  atMs: number,
-): Promise<boolean> {
-  return (await tokenMakers(sql, principal, atMs)).length > 0
 }
 
 /**
  * Whether two people with the role `security` exist for every site of `rights` that has that role.
  *
- * A named person is bound as soon as two were ever made: else one could revoke the other's tokens
- * and be alone again. The owner of the data directory is bound while two can come in, so that the
- * loss of all tokens is not the end.
+ * A named person is bound as soon as two were ever made, whoever was handed which token since: else
+ * one could revoke the other's tokens, or be handed one, and be alone again. The owner of the data
+ * directory is bound while two people can come in, so that the loss of all tokens is not the end.
  */
 export async function takesTwo(
   sql: Queries,
@@ -64,8 +68,10 @@ export async function takesTwo(
   for (const site of sites) {
     const people: ReadonlySet<PrincipalId>[] = []
     for (const id of await securityPrincipals(sql, site)) {
-      if (byOwner && !(await hasLiveToken(sql, id, atMs))) continue
-      const behind = await standingBehind(sql, id, atMs)
+      if (byOwner && !(await hasTokenThatCounts(sql, id, atMs))) continue
+      const behind = byOwner
+        ? await standingBehind(sql, id)
+        : await reachedBy(id, (one) => creatorsOf(sql, one))
       if (people.some((other) => areApart(other, behind))) return true
       people.push(behind)
     }
