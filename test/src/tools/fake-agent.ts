@@ -84,11 +84,12 @@ export type HandDriven = AsyncDisposable & {
  * Connects and says hello.
  *
  * @param options.hello Instead of a good hello; `null` says nothing at all.
+ * @param options.record Is given every frame in both directions, as it is inside TLS.
  * @throws Error with the status, when the connection is refused.
  */
 export async function connectByHand(
   identity: Identity,
-  options: { offer?: NodeOffer; hello?: null } = {},
+  options: { offer?: NodeOffer; hello?: null; record?: (frame: Buffer) => void } = {},
 ): Promise<HandDriven> {
   const url = new URL('/v1/channel', identity.agentUrl)
   url.protocol = 'wss:'
@@ -105,8 +106,11 @@ export async function connectByHand(
   const welcomed = Promise.withResolvers<void>()
   let goodbye: Problem | undefined
 
-  const send = (message: UpMessage, attachment?: Uint8Array): void =>
-    socket.send(encodeFrame(message, attachment))
+  const send = (message: UpMessage, attachment?: Uint8Array): void => {
+    const frame = encodeFrame(message, attachment)
+    options.record?.(Buffer.from(frame))
+    socket.send(frame)
+  }
 
   function receive(message: DownMessage, attachment: Buffer | undefined): void {
     switch (message.type) {
@@ -134,6 +138,7 @@ export async function connectByHand(
   }
 
   socket.on('message', (data, isBinary) => {
+    options.record?.(Buffer.from(data as Buffer))
     const frame = decodeFrame(data as Buffer, isBinary)
     receive(downMessage.parse(frame.message), frame.attachment)
   })
