@@ -320,6 +320,48 @@ describe('operator listener', () => {
     assert.equal((await system.call('GET', '/v1/status', { secret: timed })).status, 401)
   })
 
+  it('works off nothing of a token that was revoked before the request was whole', async () => {
+    const chief = await system.secretFor('security')
+    const { port } = new URL(system.controlPlane.operatorUrl)
+    /** Sends all of a request but its last byte, which `finish` sends. */
+    const begin = async (secret: string, body: string) => {
+      const socket = tls.connect({ host: '127.0.0.1', port: Number(port), ca: system.ca })
+      socket.on('error', () => undefined)
+      let text = ''
+      socket.on('data', (piece: Buffer) => (text += piece.toString()))
+      await once(socket, 'secureConnect')
+      socket.write(
+        `POST /v1/join-tokens HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ${secret}\r\n` +
+          `content-type: application/json\r\ncontent-length: ${body.length}\r\n` +
+          `connection: close\r\n\r\n${body.slice(0, -1)}`,
+      )
+      return async () => {
+        socket.write(body.slice(-1))
+        if (!socket.closed) await once(socket, 'close')
+        return Number(/^HTTP\/1\.1 (\d+)/.exec(text)?.[1])
+      }
+    }
+    const body = JSON.stringify({ role: 'gpu', site: 'berlin', labels: {}, lifeMs: 60_000 })
+    const statusOf = async (revoked: boolean) => {
+      const principal = `slow-${revoked}`
+      const rights = [{ role: 'operator', site: '*' }]
+      const wanted = { secret: chief, body: { principal, rights } }
+      const made = await system.call('POST', '/v1/tokens', wanted)
+      const id = String(made.json['id'])
+      const finish = await begin(decodeToken('token', String(made.json['token'])).secret, body)
+      const untilMs = Date.now() + 20_000
+      for (let seen = false; !seen;) {
+        assert(Date.now() < untilMs, 'its head was never looked at')
+        const all = await system.call('GET', '/v1/tokens?limit=100', { secret: chief })
+        seen = all.json.items?.find((one) => one['id'] === id)?.['lastUsedAtMs'] !== undefined
+      }
+      if (revoked) await system.call('POST', `/v1/tokens/${id}/revoke`, { secret: chief, body: {} })
+      return finish()
+    }
+    assert.equal(await statusOf(false), 201, 'control: as slow, and not revoked')
+    assert.equal(await statusOf(true), 401)
+  })
+
   it('keeps a principal within its sites', async () => {
     const berlin = await system.secretFor('security', 'berlin')
     const beyond = await system.call('POST', '/v1/tokens', {

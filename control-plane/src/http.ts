@@ -91,6 +91,11 @@ export function operatorApi(deps: OperatorDeps): Hono<AccessEnv> {
     }
     if (Number(c.req.header('content-length') ?? 0) > limits.requestBodyBytesMax)
       throw bodyTooLarge()
+    // A body may come much later than its head, and whoever sent both may be revoked by then.
+    if (c.req.method === 'POST' && token !== undefined && c.req.raw.body !== null) {
+      await readBytes(c.req.raw.clone())
+      await c.get('stillAllowed')()
+    }
     await next()
     c.header('cache-control', 'no-store')
     c.header('x-content-type-options', 'nosniff')
