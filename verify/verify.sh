@@ -50,10 +50,11 @@ def unlisted: no(["copies made outside the system, such as screenshots or result
   "the source file and the disk it was captured on", "results delivered to the capture host",
   "memory of graphics processors and other devices", "snapshots or migrations by a hypervisor",
   "pages freed by the operating system that were not overwritten yet"] - .exclusions != []; "incomplete: an exclusion is missing");
-def signers($holders): (.signers | range(length) as $i | .[$i] as $s | .[:$i] as $before | no(($s.publicKey |
-  startswith("MCowBQYDK2VwAyEA") and length == 60 | not) or $ids[$i] != $s.keyId or any($before[]; .holderId == $s.holderId or .keyId ==
-  $s.keyId); "invalid: a signer twice, or under a wrong id"), no(($s.holderId == $trusted) != ($s.keyId == $trusted);
-  "untrusted: a signer uses the name of another"), ([$s.notBeforeMs, $s.notAfterMs] as [$from, $until] | no(if $s.keyId == $trusted then
+def at(of): to_entries | reverse | map({key: (.value | of), value: .key}) | from_entries;
+def signers($holders): (.signers | at(.holderId) as $names | at(.keyId) as $keys | range(length) as $i | .[$i] as $s | no(($s.publicKey |
+  startswith("MCowBQYDK2VwAyEA") and length == 60 | not) or $ids[$i] != $s.keyId or $names[$s.holderId] != $i or $keys[$s.keyId] != $i;
+  "invalid: a signer twice, or under a wrong id"), no(($s.holderId == $ENV.trusted) != ($s.keyId == $ENV.trusted);
+  "untrusted: a signer uses the name of another"), ([$s.notBeforeMs, $s.notAfterMs] as [$from, $until] | no(if $s.keyId == $ENV.trusted then
   [$from, $until, $s.revokedAtMs] != [null, null, null] else $from == null or $until == null or $until <= $from end;
   "invalid: a signer without a time, or the evidence key with one"))), no([.signers[].holderId] - $holders != [];
   "invalid: a signer holds nothing");
@@ -64,17 +65,17 @@ def judge_job: .subject[0].name as $name | .predicate | . as $p | .holders as $h
   "invalid: something is listed twice"), no(["capture-spool", "object-store", "job-key"] - [$held[].holder.kind] != [];
   "incomplete: a holder is missing"), no([.leases[].leaseId] - [$held[].leaseId] != []; "incomplete: a lease was never confirmed"),
   no([$held[] | .leaseId // "\(.holder.kind) \(.holder.place)"] | twice; "invalid: a holder is listed twice"), ($held[] | .leaseId as
-  $lease | .holder as {$kind, $place} | no((own - [$kind] != own) != (.holder.id == $trusted); "untrusted: a holder is spoken for by another"),
+  $lease | .holder as {$kind, $place} | no((own - [$kind] != own) != (.holder.id == $ENV.trusted); "untrusted: a holder is spoken for by another"),
   no(($kind == "object-replica") != ($place != null) or ($kind == "gpu-lease") != ($lease != null) or ($lease != null and [$p.leases[] |
   select(.leaseId == $lease) | .nodeId] != [.holder.id]); "invalid: a lease or a place and its holder do not fit"));
-def judge_purge: .subject[0] as $about | .predicate | . as $p | no($about != {name: "purge:\(.purgeId)", digest: {sha256: $digests[0]}} or
+def judge_purge: .subject[0] as $about | .predicate | . as $p | no($about != {name: "purge:\(.purgeId)", digest: {sha256: $ENV.scopeSha256}} or
   .approvedBy == .requestedBy or ([.requestedAtMs, .intentAtMs, .keysUnusableAtMs, .keysUnrecoverableAtMs, .concludedAtMs] | disordered)
   or any(.ordersDurableAtMs, .objectsAbsentAtMs, .agents[].confirmedAtMs; [$p.intentAtMs, ., $p.concludedAtMs] | disordered);
   "invalid: another purge, one person alone, or times in disorder"), no(.includingHeld and .approvedBy == null;
   "incomplete: held jobs take a second person"), no(.includingHeld and .heldSkipped.count > 0;
   "invalid: held jobs are both skipped and included"), no((.heldSkipped.jobIds | length) != ([.heldSkipped.count, 1000] | min);
   "incomplete: held jobs are not named"), unlisted, (if .jobsCount > 100000 and .jobs == [] then empty else no((.jobs | length) !=
-  .jobsCount; "incomplete: a job has no certificate"), no(([.jobs[].jobId] | . != unique) or $digests[1] != .jobsSha256 or $digests[2] !=
+  .jobsCount; "incomplete: a job has no certificate"), no(([.jobs[].jobId] | . != unique) or $ENV.jobsSha256 != .jobsSha256 or $ENV.certificatesSha256 !=
   .certificatesSha256; "invalid: its jobs are not those it names") end), signers([.agents[].agentId]), no([.agents[].obligationId] |
   twice; "invalid: an obligation is listed twice");
 def receipt_shape: ({obligationId: id, checked: [1, 16, "text128"], startedAtMs: "int", wipedAtMs: "int"}) as $both | if .predicateType ==
@@ -82,69 +83,68 @@ def receipt_shape: ({obligationId: id, checked: [1, 16, "text128"], startedAtMs:
   "isolation?": "bubblewrap|none", method: "text99", "memoryLevel?": "no-swap|tmpfs-noswap|cgroup-swap-max-0|ramfs|swap-allowed"}) else
   statement("purge"; "purge-receipt"; $both + {purgeId: id, agentId: id, everything: "bool"} +
   ("spoolsWiped draftsWiped leasesEnded resultsWiped" | each_is("int"))) end;
-def each: .subject[0].digest.sha256 as $header | .predicate as $p | ($p.holders // $p.agents) as $all | ($p.signers | map({key: .holderId,
-  value: .}) | from_entries) as $by | range($all | length) as $i | $all[$i] as $h | $by[$h.agentId // $h.holder.id] as $s | {sha:
-  $h.receiptSha256, key: $s.publicKey, id: $s.keyId, one: $p.receipts[$i], want: ($h | if .agentId then {purgeId: $p.purgeId, header:
-  .orderSha256, agentId, obligationId, everything} else {jobId: $p.jobId, $header, obligationId, holder, leaseId, fence: (.leaseId as $l |
-  first($p.leases[] | select(.leaseId == $l) | .fence) // null)} end), problem: first( no($p.receipts[$i] == null;
+def receipts: .predicate as $p | ($p.holders // $p.agents) as $all | ($p.signers | map({key: .holderId, value: .}) | from_entries) as $by |
+  range($all | length) as $i | $all[$i] as $h | $by[$h.agentId // $h.holder.id] as $s | $p.receipts[$i] as $one | [first(no($one == null;
   "incomplete: a holder has no receipt"), no($s == null; "incomplete: the signer of a receipt is not listed"), no($h.confirmedAtMs <
   ($s.notBeforeMs // 0) or $h.confirmedAtMs >= ($s.notAfterMs // 9e99) or $h.confirmedAtMs >= ($s.revokedAtMs // 9e99);
-  "untrusted: a signer was expired or revoked"), "none")};
+  "untrusted: a signer was expired or revoked"), no($one.payloadType != $ENV.type; "invalid: a receipt is none"), "ok"), $h.receiptSha256,
+  $s.publicKey, $s.keyId, ($one | .signatures[0] | .keyid, .sig), $one.payload] | join("|");
+def wanted: .subject[0].digest.sha256 as $header | .predicate as $p | ($p.leases // [] | map({key: .leaseId, value: .fence}) | from_entries)
+  as $fences | ($p.holders // $p.agents)[] | if .agentId then {purgeId: $p.purgeId, header: .orderSha256, agentId, obligationId, everything}
+  else {jobId: $p.jobId, $header, obligationId, holder, leaseId, fence: $fences["\(.leaseId)"]} end;
 def answers($want): .subject[0] as $about | .predicate | (. + {header: $about.digest.sha256}) as $said | .holder.kind as $kind | all($want
   | to_entries[]; .value == $said[.key]) and .startedAtMs <= .wipedAtMs and $about.name == (if .jobId then "job:\(.jobId)" else
   "purge:\(.purgeId)" end) and ($kind == null or .method == ({"capture-spool": "unlink", "gpu-lease": "process-exit", "job-key":
   "epoch-roll"}[$kind] // "object-delete") or (.method == "never-held" and own - [$kind] == own));
+def conclusion: [wanted] as $wanted | first(no(any(range($said | length); . as $i | $said[$i] | (receipt_shape and answers($wanted[$i]))? // false
+  | not); "invalid: a receipt speaks for something else"), ($ENV.problem | select(. != "")), (.predicate | no((.receipts | length) != ($wanted |
+  length); "invalid: a receipt has no holder")), "verified: \(.subject[0].name), level \(.predicate.level), not claimed:\n" +
+  (.predicate.exclusions | map("- " + .) | join("\n")));
 '
-trusted='' ids='[]' digests='[]'
-ask() { file=$1; shift; jq --arg trusted "$trusted" --argjson ids "$ids" --argjson digests "$digests" "$@" "$file"; }
-sha256() { openssl dgst -sha256 -r | cut -c 1-64; }
-canonical() { # FILE: byte for byte what RFC 8785 makes of it (jq 1.6 escapes DEL, RFC 8785 does not)
-  jq -es 'length == 1 and (.[0] | ([paths | length] | max // 0) <= 32 and all(.. | numbers; . <= 9007199254740991
-    and . >= -9007199254740991 and (tostring | test("\\A(0|-?[1-9][0-9]*)\\z"))))' "$1" >/dev/null 2>&1 &&
-    { tr '\177' x <"$1" && echo; } >"$work/plain" && jq -cS . "$work/plain" 2>/dev/null | cmp -s - "$work/plain" ||
-    fail evidence.not_canonical 'not JSON in its canonical form'
-}
-signed() { # ENVELOPE KIND KEY ID [SHA256]: signed as that kind by that key; leaves what it says in $work/said
-  type=application/vnd.sluice.$2.v1+json
-  ask "$1" -e --arg type "$type" "$lib fits(envelope) and .payloadType == \$type" >/dev/null 2>&1 || fail evidence.invalid "not a signed $2"
-  jq -j .payload "$1" | openssl base64 -d -A >"$work/said"
-  [ $# -eq 4 ] || [ "$(sha256 <"$work/said")" = "$5" ] || fail evidence.invalid 'not the receipt that was confirmed'
-  openssl pkey -pubin -inform DER -in "$3" -noout -text 2>/dev/null | grep -q '^ED25519' &&
-    [ "$(jq -r '.signatures[0].keyid' "$1")" = "$4" ] || fail evidence.untrusted 'signed by another key'
-  jq -j '.signatures[0].sig' "$1" | openssl base64 -d -A >"$work/sig"
-  { printf 'DSSEv1 %d %s %d ' ${#type} "$type" "$(wc -c <"$work/said")" && cat "$work/said"; } >"$work/bytes"
-  openssl pkeyutl -verify -pubin -keyform DER -inkey "$3" -rawin -in "$work/bytes" -sigfile "$work/sig" \
-    >/dev/null 2>&1 || fail evidence.untrusted 'the signature does not match'
-  canonical "$work/said"
-}
-bytes=$(wc -c <"$1")
-[ "$bytes" -le 67108864 ] || fail evidence.invalid 'too large'
-canonical "$1"
-kind=$(jq -r '.payloadType? | strings | ltrimstr("application/vnd.sluice.") | rtrimstr(".v1+json")' "$1")
+export trusted='' type='' scopeSha256='' jobsSha256='' certificatesSha256='' problem='' # jq has them as $ENV.trusted …
+: >"$work/ids"; : >"$work/statements"; ask() { jq -rcS --slurpfile ids "$work/ids" --slurpfile said "$work/statements" "$lib $2" "$1" 2>/dev/null; }
+sha256() { openssl dgst -sha256 -r | cut -c 1-64; }; told() { fail "${1%%: *}" "${1#*: }"; }
+one_line() { cat "$1" && echo && [ "$(wc -l <"$1")" -eq 0 ]; } # FILE: it, ended by a line feed; whether that is its only one
+canonical() { # FILE: whether each line is byte for byte what RFC 8785 makes of it (jq 1.6 escapes DEL, RFC 8785 does not)
+  tr '\177' x <"$1" >"$work/plain"
+  jq -cS 'if ([paths | length] | max // 0) <= 32 and all(.. | numbers; . <= 9007199254740991 and . >= -9007199254740991 and
+    (tostring | test("\\A(0|-?[1-9][0-9]*)\\z"))) then . else error("") end' "$work/plain" 2>/dev/null | cmp -s - "$work/plain"; }
+signed() { # TYPE KEY SIGNATURE: whether that key signed $work/said as that
+  printf %s "$3" | openssl base64 -d -A >"$work/signature"
+  { printf 'DSSEv1 %d %s %d ' ${#1} "$1" "$(wc -c <"$work/said")" && cat "$work/said"; } >"$work/bytes"
+  openssl pkeyutl -verify -pubin -inkey "$2" -rawin -in "$work/bytes" -sigfile "$work/signature" >/dev/null 2>&1; }
+bytes=$(wc -c <"$1"); [ "$bytes" -le 67108864 ] || fail evidence.invalid 'too large'
+one_line "$1" >"$work/envelope" && canonical "$work/envelope" || fail evidence.not_canonical 'not JSON in its canonical form'
+ask "$work/envelope" 'if fits(envelope) then ([.payloadType, .signatures[0].keyid, .signatures[0].sig] | join("|")), .payload else error("") end' \
+  >"$work/head" || fail evidence.invalid 'not a signed document'
+IFS='|' read -r type keyid signature <"$work/head"; kind=${type#application/vnd.sluice.}; kind=${kind%.v1+json}
 case $kind in
-  purge-certificate) name=purge receipt=purge-receipt ;; purge-report | write-off) name=report ;;
-  *) kind=deletion-certificate name=job receipt=receipt ;;
+  deletion-certificate) name=job receipt=receipt ;; purge-certificate) name=purge receipt=purge-receipt ;;
+  purge-report | write-off) name=report ;; *) fail evidence.invalid 'neither a certificate nor a report' ;;
 esac
 [ "$bytes" -le 8388608 ] || [ "${kind%%-*}" = purge ] || fail evidence.invalid 'too large'
-trusted=$(sha256 <"$work/key"); signed "$1" "$kind" "$work/key" "$trusted"
+trusted=$(sha256 <"$work/key"); sed 1d "$work/head" | openssl base64 -d -A >"$work/said"
+case $(openssl base64 -A -in "$work/key") in MCowBQYDK2VwAyEA*) [ "$keyid" = "$trusted" ] ;; *) false ;; esac &&
+  signed "$type" "$3" "$signature" || fail evidence.untrusted 'signed by another key, or not at all'
+one_line "$work/said" >"$work/doc" && canonical "$work/doc" || fail evidence.not_canonical 'what is signed is not canonical'
 [ $name != report ] || fail evidence.incomplete "this is a $kind, not a certificate"
-mv "$work/said" "$work/doc"
-ask "$work/doc" -e "$lib ${name}_shape" >/dev/null 2>&1 || fail evidence.invalid "not a $kind"
-ids=$(jq -r '.predicate.signers[].publicKey' "$work/doc" | while read -r key; do
-  printf %s "$key" | openssl base64 -d -A | sha256; done | jq -Rn '[inputs]')
-digests=$(for of in '{jobsSha256, scope}' '.jobs[]?.jobId' '.jobs[]? | "\(.jobId) \(.certificateSha256)"'; do
-  jq -rcS ".predicate | $of" "$work/doc" >"$work/of"
-  case $of in '{'*) tr -d '\n' <"$work/of" ;; *) cat "$work/of" ;; esac | sha256; done | jq -Rn '[inputs]')
-verdict=$(ask "$work/doc" -r "$lib first(judge_$name, \"ok\")") || fail evidence.invalid 'it cannot be judged'
-[ "$verdict" = ok ] || fail "${verdict%%: *}" "${verdict#*: }"
-ask "$work/doc" -c "$lib each" >"$work/each" || fail evidence.invalid 'its receipts cannot be judged'
-while IFS= read -r line; do
-  printf '%s' "$line" >"$work/line"; problem=$(jq -r .problem "$work/line")
-  [ "$problem" = none ] || fail "${problem%%: *}" "${problem#*: }"
-  jq -c .one "$work/line" >"$work/one"; jq -j .key "$work/line" | openssl base64 -d -A >"$work/signer"
-  signed "$work/one" "$receipt" "$work/signer" "$(jq -r .id "$work/line")" "$(jq -r .sha "$work/line")"
-  ask "$work/said" -e --slurpfile line "$work/line" "$lib receipt_shape and answers(\$line[0].want)" >/dev/null 2>&1 ||
-    fail evidence.invalid 'a receipt speaks for something else'
-done <"$work/each"
-[ "$(jq '.predicate | (.receipts | length) - (.holders // .agents | length)' "$work/doc")" = 0 ] || fail evidence.invalid 'a receipt has no holder'
-jq -r '"verified: \(.subject[0].name), level \(.predicate.level), not claimed:", "- " + .predicate.exclusions[]' "$work/doc"
+ask "$work/doc" "if ${name}_shape then .predicate else error(\"\") end | {jobsSha256, scope}, (.jobs[]? | \"job \(.jobId)\",
+  \"both \(.jobId) \(.certificateSha256)\"), \"key \(.signers[].publicKey)\"" >"$work/named" || fail evidence.invalid "not a $kind"
+sed -n 's/^key //p' "$work/named" | while read -r key; do printf %s "$key" | openssl base64 -d -A | sha256; done | sed 's/.*/"&"/' >"$work/ids"
+scopeSha256=$(sed -n '/^{/p' "$work/named" | tr -d '\n' | sha256); jobsSha256=$(sed -n 's/^job //p' "$work/named" | sha256)
+certificatesSha256=$(sed -n 's/^both //p' "$work/named" | sha256); type=application/vnd.sluice.$receipt.v1+json
+ask "$work/doc" "first(judge_$name, \"ok\"), receipts" >"$work/judged" || fail evidence.invalid 'it cannot be judged'
+{ read -r verdict; [ "$verdict" = ok ] || told "$verdict"
+  while [ -z "$problem" ] && IFS='|' read -r problem sha key id keyid signature payload; do
+    [ "$problem" = ok ] || break; printf %s "$payload" | openssl base64 -d -A >"$work/said"
+    printf -- '-----BEGIN PUBLIC KEY-----\n%s\n-----END PUBLIC KEY-----\n' "$key" >"$work/signer"
+    problem='evidence.invalid: not the receipt that was confirmed'; [ "$(sha256 <"$work/said")" = "$sha" ] || break
+    problem='evidence.untrusted: signed by another key'; [ "$keyid" = "$id" ] && signed "$type" "$work/signer" "$signature" || break
+    problem='evidence.not_canonical: a receipt is not canonical'; one_line "$work/said" >"$work/one" || break
+    problem=''; cat "$work/one" >>"$work/statements"; done; } <"$work/judged"
+canonical "$work/statements" || { # Only those before the first that is not are judged.
+  mv "$work/statements" "$work/all"; : >"$work/statements"; problem='evidence.not_canonical: a receipt is not canonical'
+  while IFS= read -r line && printf '%s\n' "$line" >"$work/one" && canonical "$work/one"; do
+    cat "$work/one" >>"$work/statements"; done <"$work/all"; }
+verdict=$(ask "$work/doc" conclusion) || fail evidence.invalid 'its receipts cannot be judged'
+case $verdict in verified:*) printf '%s\n' "$verdict" ;; *) told "$verdict" ;; esac

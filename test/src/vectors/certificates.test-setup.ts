@@ -9,6 +9,7 @@ import type { TestContext } from 'node:test'
 import { isSluiceError } from '@sluice/protocol/errors'
 import { verifyDocument } from '@sluice/protocol/sealing/verify-document'
 import { evidence } from './certificate-cases.ts'
+import type { Case } from './certificate-mutations.ts'
 
 const script = join(import.meta.dirname, '..', '..', '..', 'verify', 'verify.sh')
 
@@ -68,12 +69,37 @@ export class SecondVerifier implements AsyncDisposable {
 }
 
 /** Runs `work` on each, two at a time. */
-export async function twoAtATime<T>(all: readonly T[], work: (one: T) => Promise<void>) {
+async function twoAtATime<T>(all: readonly T[], work: (one: T) => Promise<void>) {
   const rest = all.values()
   const lane = async () => {
     for (const one of rest) await work(one)
   }
   await Promise.all([lane(), lane()])
+}
+
+/**
+ * One case of each kind: those that differ only in a number and expect the same are one kind, and of
+ * the k-th kind the k-th is taken, so that no one holder or agent stands for all.
+ */
+export function oneOfEach(cases: readonly Case[]): Case[] {
+  const kinds = Map.groupBy(cases, ({ name, expect }) => name.replace(/ \d+/, '') + expect)
+  return [...kinds.values()].map((alike, k) => alike[k % alike.length]!)
+}
+
+/** Our verifier says of every case what is expected, and the second the same of those in `slow`. */
+export async function assertAgree(all: readonly Case[], slow: readonly Case[]): Promise<void> {
+  const chosen = new Set(slow)
+  await using second = await SecondVerifier.start()
+  await twoAtATime(all, async (one) => {
+    const { name, bytes, expect, by } = one
+    const { publicKey } = by ?? evidence
+    const ours = ourVerdict(bytes, publicKey)
+    // Where several things are wrong at once, only that both say the same is fixed.
+    if (expect) assert.equal(ours, expect, `sluice verify, ${name}`)
+    else assert.notEqual(ours, 'verified', name)
+    if (!chosen.has(one)) return
+    assert.equal(await second.verdict(bytes, publicKey), ours, `verify.sh, ${name}`)
+  })
 }
 
 /** The same flips on every run of one seed (xorshift32). */
