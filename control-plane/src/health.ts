@@ -1,6 +1,6 @@
 /** Says how the control plane is doing: to anyone whether it answers, to its readers how it stands. */
 import type { StatusReply } from '@sluice/protocol/api'
-import type { Database } from './database/database.ts'
+import type { Database, Queries } from './database/database.ts'
 import { countEverything } from './database/counts.ts'
 
 export type HealthFacts = {
@@ -17,7 +17,11 @@ export type HealthFacts = {
 
 /** The state of everything, counted now. */
 export async function statusOf(
-  deps: { database: Database; now: () => number },
+  deps: {
+    database: Database
+    now: () => number
+    countProgress: (sql: Queries) => Promise<StatusReply['obligations']['progress']>
+  },
   facts: HealthFacts,
 ): Promise<StatusReply> {
   const nowAtMs = deps.now()
@@ -33,6 +37,9 @@ export async function statusOf(
     keys: facts.keys,
     agents: { known: counted.agents, connected: facts.connected() },
     jobs: counted.jobs,
-    obligations: counted.obligations,
+    obligations: {
+      ...counted.obligations,
+      progress: await deps.database.read(deps.countProgress),
+    },
   }
 }

@@ -1,6 +1,7 @@
 /** What the operator's HTTP API says of agents and jobs: requests and answers, each with its bounds. */
 import { z } from 'zod'
 import { agentRole, labels, pageQuery, plainName } from './api.ts'
+import { progress } from './api-obligations.ts'
 import { errorCodes } from './errors.ts'
 import { agentId, jobId, leaseId, obligationId, principalId } from './ids.ts'
 import { jobState, sourcePolicy } from './job.ts'
@@ -100,6 +101,7 @@ export const obligationView = z.strictObject({
   id: obligationId,
   kind: z.string(),
   state: z.enum(['waiting', 'due', 'done']),
+  progress,
   attempts: count,
   nextTryAtMs: instant,
   deadlineAtMs: instant,

@@ -232,8 +232,19 @@ export const statusReply = z.strictObject({
   keys: z.strictObject({ store: z.enum(['file', 'pkcs11']), level: sanitisationLevel }),
   agents: z.strictObject({ known: z.int(), connected: z.int() }),
   jobs: z.record(z.string(), z.int()),
-  /** Duties still owed, and how many of them are overdue. */
-  obligations: z.strictObject({ waiting: z.int(), due: z.int(), overdue: z.int() }),
+  /** Duties still owed, how many of them are overdue, and how many have ever come how far. */
+  obligations: z.strictObject({
+    waiting: z.int(),
+    due: z.int(),
+    overdue: z.int(),
+    progress: z.strictObject({
+      owed: z.int(),
+      requested: z.int(),
+      delivered: z.int(),
+      done: z.int(),
+      proven: z.int(),
+    }),
+  }),
 })
 export type StatusReply = z.infer<typeof statusReply>
 

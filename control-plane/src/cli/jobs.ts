@@ -176,9 +176,10 @@ function sayJob(job: JobDetail, view: View): void {
   say('')
   sayList(obligations, view, {
     OWED: (duty) => duty.kind,
-    STATE: (duty) => duty.state,
+    PROGRESS: (duty) => duty.progress,
     TRIES: (duty) => String(duty.attempts),
-    DEADLINE: (duty) => instant(duty.deadlineAtMs, view),
+    // Nobody is late with what is only owed once the job is deleted.
+    DEADLINE: (duty) => (duty.state === 'waiting' ? '-' : instant(duty.deadlineAtMs, view)),
     DONE: (duty) => instant(duty.doneAtMs, view),
     'LAST ERROR': (duty) => duty.lastError ?? '-',
   })

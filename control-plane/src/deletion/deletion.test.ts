@@ -49,15 +49,18 @@ import { createObligationEngine, type DeletionParts } from './engine.ts'
 import { type Evidence, openEvidence } from './evidence.ts'
 import { beginDeletion } from './intent.ts'
 import { acceptReceipt } from './receipts.ts'
-import type { Obligation } from './rules.ts'
+import { type Obligation, progressOfDuty } from './rules.ts'
 import {
   addObligation,
   certificateOfJob,
+  countProgress,
+  dutiesOfJob,
   jobById,
   makeDue,
   markDone,
   obligationById,
   obligationsOfJob,
+  pageOfDuties,
   receiptsOfJob,
   writeOffText,
 } from './store.ts'
@@ -886,6 +889,44 @@ describe('the obligation engine', () => {
       (await openOrders(world, world.node.id)).map((one) => one.type),
       ['lease.end'],
     )
+  })
+
+  it('is counted as far as each duty has come, from the first to the certificate', async (t) => {
+    const world = await makeWorld(t)
+    const { database, clock } = world.ground
+    const id = await analysedJob(world)
+    await analysedJob(world)
+    const all = { sites: null, nowMs: clock.nowMs, all: true, itemsMax: 100 }
+    /** The words of the job, once the counts are found to be those of all there is. */
+    const seen = async () => {
+      const words = (await database.read((sql) => pageOfDuties(sql, all))).map(progressOfDuty)
+      const counts: Record<string, number> = await database.read(countProgress)
+      for (const [word, duties] of Object.entries(counts))
+        assert.equal(duties, words.filter((one) => one === word).length, word)
+      const mine = await database.read((sql) => dutiesOfJob(sql, id))
+      return Object.fromEntries(mine.map((known) => [known.duty.kind, progressOfDuty(known)]))
+    }
+    assert.deepEqual(new Set(Object.values(await seen())), new Set(['owed']))
+    await begin(world, id)
+    await work(world)
+    assert.equal((await seen())['spool.delete'], 'requested')
+    const [order] = await database.read((sql) => sql.select().from(commands))
+    const ack = { agentId: order!.agentId, seq: order!.seq, commandId: order!.id }
+    await database.write((tx) => acknowledge(tx, { ...ack, atMs: clock.nowMs }))
+    assert.equal((await seen())['spool.delete'], 'delivered')
+    await confirm(world, id, 'spool.delete')
+    const before = await seen()
+    assert.deepEqual(
+      [before['spool.delete'], before['object.delete'], before['certificate.issue']],
+      ['done', 'done', 'owed'],
+    )
+    await confirm(world, id, 'lease.wipe')
+    await deliver(world)
+    clock.nowMs += limits.resultKeepMs
+    await work(world)
+    assert.equal(await stateOf(world, id), 'deleted')
+    const { 'certificate.issue': certificate, ...holders } = await seen()
+    assert.deepEqual([certificate, ...new Set(Object.values(holders))], ['done', 'proven'])
   })
 
   it('waits while the disk is full, loses nothing, and goes on when there is room', async (t) => {

@@ -77,6 +77,13 @@ describe('GET /v1/obligations', () => {
     assert.deepEqual(await words(`${purge}&all=true`), ['owed', 'requested', 'done', 'proven'])
     assert.deepEqual(await words(`${purge}&overdue=true`), ['requested'])
     assert.deepEqual(await words(`${purge}&kind=spool.delete`), [])
+    const standing = async () => {
+      const { json } = await system.call('GET', '/v1/status', { secret })
+      return (json['obligations'] as { progress: Record<string, number> }).progress
+    }
+    assert.deepEqual(await standing(), {
+      ...{ owed: 1, requested: 1, delivered: 0, done: 1, proven: 1 },
+    })
     const paris = await system.secretFor('viewer', 'paris')
     assert.deepEqual(await words(`${purge}&all=true`, paris), ['done', 'proven'])
     const first = await list(`${purge}&all=true&limit=1`)

@@ -5,7 +5,7 @@ import type { AccessEnv } from '../access/rules.ts'
 import { readQuery } from '../api-request.ts'
 import type { Database } from '../database/database.ts'
 import { presentFields } from '../present-fields.ts'
-import { type Obligation, progressOf } from './rules.ts'
+import { type KnownDuty, progressOfDuty } from './rules.ts'
 import { pageOfDuties } from './store.ts'
 
 export function obligationRoutes(deps: { database: Database; now: () => number }) {
@@ -38,18 +38,15 @@ export function obligationRoutes(deps: { database: Database; now: () => number }
   return routes
 }
 
-function viewOf(
-  { duty, acked, proven }: { duty: Obligation; acked: boolean; proven: boolean },
-  nowMs: number,
-): DutyView {
+function viewOf(known: KnownDuty, nowMs: number): DutyView {
+  const { duty } = known
   const { id, kind, site, attempts, createdAtMs, nextTryAtMs, deadlineAtMs, state } = duty
   const { jobId, subjectId, agentId, leaseId, doneAtMs, writtenOffAtMs } = duty
   const { lastErrorCode, lastError } = duty
-  const asked = attempts > 0 || duty.commandId !== null
   const overdue = state === 'due' && deadlineAtMs <= nowMs && writtenOffAtMs === null
   return {
     ...{ id, kind, site, attempts, createdAtMs, nextTryAtMs, deadlineAtMs, overdue },
-    progress: progressOf({ done: state === 'done', asked, acked, proven }),
+    progress: progressOfDuty(known),
     ...presentFields({ jobId, subjectId, agentId, leaseId, doneAtMs, writtenOffAtMs }),
     ...presentFields({ lastErrorCode, lastError }),
   }

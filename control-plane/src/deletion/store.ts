@@ -1,5 +1,19 @@
 /** Remembers everything still owed about a job, and the receipts that settle it. */
-import { and, asc, eq, gt, inArray, isNull, lte, min, ne, or, sql as raw } from 'drizzle-orm'
+import { setImmediate } from 'node:timers/promises'
+import {
+  and,
+  asc,
+  eq,
+  gt,
+  inArray,
+  isNull,
+  lte,
+  min,
+  ne,
+  or,
+  type SQL,
+  sql as raw,
+} from 'drizzle-orm'
 import type { Progress } from '@sluice/protocol/api-obligations'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import {
@@ -405,8 +419,9 @@ function known(row: { duty: Obligation; ackedAtMs: number | null; proven: 0 | 1 
 }
 
 /**
- * How many duties have come how far. What is over is only counted, not looked at one by one: proven
- * are the receipts that no job without a certificate and no purge without one has.
+ * How many duties have come how far. What is over is not looked at one by one: proven are all
+ * receipts but those of jobs and purges that have no certificate, and these are gone through a page
+ * at a time, with room for others between.
  */
 export async function countProgress(sql: Queries): Promise<Record<Progress, number>> {
   const open = sql.all<{ asked: 0 | 1; acked: 0 | 1; duties: number }>(
@@ -414,28 +429,49 @@ export async function countProgress(sql: Queries): Promise<Record<Progress, numb
       FROM obligations LEFT JOIN commands ON commands.id = command_id
       WHERE state IN ('due', 'waiting') GROUP BY 1, 2`,
   )
-  const [over] = sql.all<{ done: number; receipts: number; loose: number }>(
+  const loose = await countLooseReceipts(sql)
+  const [over] = sql.all<{ done: number; signed: number }>(
     raw`SELECT (SELECT count(*) FROM obligations WHERE state = 'done') AS done,
-      (SELECT count(*) FROM receipts) AS receipts,
-      (SELECT count(*) FROM jobs CROSS JOIN obligations ON obligations.job_id = jobs.id
-          CROSS JOIN receipts ON obligation_id = obligations.id
-        WHERE jobs.state IN ${uncertified}
-          AND NOT EXISTS (SELECT 1 FROM certificates WHERE certificates.job_id = jobs.id))
-      + (SELECT count(*) FROM purges CROSS JOIN obligations ON subject_id = purges.id
-          CROSS JOIN receipts ON obligation_id = obligations.id
-        WHERE NOT EXISTS (SELECT 1 FROM evidence_documents
-          WHERE evidence_documents.subject_id = purges.id AND kind = 'purge-certificate')) AS loose`,
+      (SELECT count(*) FROM receipts) AS signed`,
   )
-  const { done = 0, receipts: signed = 0, loose = 0 } = over ?? {}
-  const counts: Record<Progress, number> = {
-    ...{ owed: 0, requested: 0, delivered: 0 },
-    ...{ done: done - (signed - loose), proven: signed - loose },
-  }
+  const proven = Math.max(0, (over?.signed ?? 0) - loose)
+  const done = Math.max(0, (over?.done ?? 0) - proven)
+  const counts: Record<Progress, number> = { owed: 0, requested: 0, delivered: 0, done, proven }
   for (const { asked, acked, duties } of open)
     counts[progressOf({ done: false, asked: asked === 1, acked: acked === 1, proven: false })] +=
       duties
   return counts
 }
+
+async function countLooseReceipts(sql: Queries): Promise<number> {
+  const count = (query: SQL) => sql.get<{ receipts: number }>(query).receipts
+  let loose = count(
+    raw`SELECT count(*) AS receipts FROM purges CROSS JOIN obligations ON subject_id = purges.id
+        CROSS JOIN receipts ON obligation_id = obligations.id
+      WHERE NOT EXISTS (SELECT 1 FROM evidence_documents
+        WHERE evidence_documents.subject_id = purges.id AND kind = 'purge-certificate')`,
+  )
+  let after = ''
+  for (;;) {
+    const page = await sql
+      .select({ id: jobs.id })
+      .from(jobs)
+      .where(and(inArray(jobs.state, uncertified), gt(jobs.id, after as JobId)))
+      .orderBy(asc(jobs.id))
+      .limit(countPageJobs)
+    const ids = raw`SELECT value FROM json_each(${JSON.stringify(page.map(({ id }) => id))})`
+    loose += count(
+      raw`SELECT count(*) AS receipts FROM obligations CROSS JOIN receipts ON obligation_id = obligations.id
+        WHERE obligations.job_id IN (${ids}) AND state = 'done'
+          AND NOT EXISTS (SELECT 1 FROM certificates WHERE certificates.job_id = obligations.job_id)`,
+    )
+    if (page.length < countPageJobs) return loose
+    after = page.at(-1)!.id
+    await setImmediate()
+  }
+}
+
+const countPageJobs = 500
 
 /** A job is `deleted` in the transaction that writes its certificate. */
 const uncertified = jobStates.filter((state) => state !== 'deleted')

@@ -12,7 +12,8 @@ import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
 import { approvalById } from '../access/store.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
-import { obligationsOfJob, writeOffText } from '../deletion/store.ts'
+import { progressOfDuty } from '../deletion/rules.ts'
+import { dutiesOfJob, writeOffText } from '../deletion/store.ts'
 import { askWriteOff } from '../deletion/write-off.ts'
 import { presentFields } from '../present-fields.ts'
 import { deleteJob } from './delete.ts'
@@ -216,7 +217,7 @@ export function viewOfJob(row: JobRow): JobView {
 
 async function detailOf(sql: Queries, job: JobRow): Promise<JobDetail> {
   const leases = await leasesOfJob(sql, job.id)
-  const owed = await obligationsOfJob(sql, job.id)
+  const owed = await dutiesOfJob(sql, job.id)
   const result = await resultOf(sql, job.id)
   const hold = await standingHold(sql, job.id)
   return {
@@ -236,15 +237,15 @@ async function detailOf(sql: Queries, job: JobRow): Promise<JobDetail> {
         wipedAtMs: lease.wipedAtMs,
       }),
     })),
-    obligations: owed.map((one) => ({
-      id: one.id,
-      kind: one.kind,
-      state: one.state,
-      attempts: one.attempts,
-      nextTryAtMs: one.nextTryAtMs,
-      deadlineAtMs: one.deadlineAtMs,
-      ...presentFields({ doneAtMs: one.doneAtMs, lastError: one.lastError }),
-    })),
+    obligations: owed.map((known) => {
+      const { id, kind, state, attempts, nextTryAtMs, deadlineAtMs } = known.duty
+      const { doneAtMs, lastError } = known.duty
+      return {
+        ...{ id, kind, state, progress: progressOfDuty(known) },
+        ...{ attempts, nextTryAtMs, deadlineAtMs },
+        ...presentFields({ doneAtMs, lastError }),
+      }
+    }),
     ...(result && {
       result: {
         sealedBytes: result.sealedBytes,
