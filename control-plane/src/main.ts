@@ -113,6 +113,8 @@ type StartOptions = {
   config: ControlPlaneConfig
   log: Log
   now?: () => number
+  /** The epoch key is lost for good; jobs that needed it become `lost`. */
+  acceptLostKeys?: boolean
   /** Monotonic milliseconds: the clock of leases. */
   monotonicMs?: () => number
 }
@@ -168,6 +170,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       now,
       offlineMsMax: config.offlineMaxMs,
       report: (problem) => events.workFailed('keys', problem),
+      acceptLostKeys: options.acceptLostKeys === true,
     }),
   )
   const opened = await openStore(config, { directory, now, origin: () => urls.agent })
@@ -393,6 +396,9 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   await resumeRotation(rotation)
   engine.start()
   sweeps.start()
+  // Finds every job whose key is among the lost ones, and gives it up.
+  if (options.acceptLostKeys === true)
+    await sweeps.begin({ dryRun: false, trigger: 'asked', actor: { kind: 'system' } })
   started.use(
     startUpkeep({
       chores: {

@@ -26,6 +26,7 @@ export const auditEventTypes = [
   'receipt.accepted',
   'receipt.refused',
   'epoch.rolled',
+  'epoch.lost',
   'certificate.issued',
   'obligation.overdue',
   'access.denied',

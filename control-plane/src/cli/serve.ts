@@ -26,6 +26,7 @@ type ServeOptions = {
   operatorPort?: number
   insecureLoopbackHttp?: true
   allowSwap?: true
+  acceptLostKeys?: true
 }
 
 export function addServeCommands(program: Command): void {
@@ -40,8 +41,11 @@ export function addServeCommands(program: Command): void {
     .option('--operator-port <port>', 'port for operators; 0 takes any free one', wholeNumber)
     .option('--insecure-loopback-http', 'serve operators plain HTTP, on loopback only')
     .option('--allow-swap', 'start although swap is on')
+    .option('--accept-lost-keys', 'the epoch key is gone for good: give up the jobs that needed it')
     .addHelpText('after', '\nExample:\n  $ sluice serve --public-name sluice.example')
-    .action(async (options: ServeOptions) => serve(await configOf(options)))
+    .action(async (options: ServeOptions) =>
+      serve(await configOf(options), { acceptLostKeys: options.acceptLostKeys === true }),
+    )
 
   const config = program.command('config').description('write and check the configuration')
   config
@@ -78,7 +82,7 @@ function configOf(options: ServeOptions): Promise<ControlPlaneConfig> {
   })
 }
 
-async function serve(config: ControlPlaneConfig): Promise<void> {
+async function serve(config: ControlPlaneConfig, word: { acceptLostKeys: boolean }): Promise<void> {
   // Whatever is written from here on, database pages and objects too, is its owner's alone.
   process.umask(0o077)
   const log = processLog(config.logLevel)
@@ -89,7 +93,7 @@ async function serve(config: ControlPlaneConfig): Promise<void> {
     allowSwap: config.allowSwap,
     graceMs,
     run: async (signal, supervisor) => {
-      await using controlPlane = await createControlPlane({ config, log })
+      await using controlPlane = await createControlPlane({ config, log, ...word })
       if (controlPlane.unclaimed) tellFirstSteps(controlPlane)
       supervisor.ready(`agents ${controlPlane.agentUrl}, operators ${controlPlane.operatorUrl}`)
       if (!signal.aborted)

@@ -386,6 +386,23 @@ describe('keys', () => {
     assert.equal((await survivors(world)).damaged, 1)
   })
 
+  it('goes on without a lost epoch key only when told, and claims nothing for what it held', async (t) => {
+    const world = await makeWorld(t)
+    const before = await makeKeys(world)
+    const sealed = await seal(world, before)
+    await announce(world, before, sealed)
+    await before[Symbol.asyncDispose]()
+    await world.store.destroy((await world.store.list())[0]!)
+    await assert.rejects(makeKeys(world), withCode('keys.no_epoch'))
+    await using keys = await makeKeys(world, { acceptLostKeys: true })
+    await assert.rejects(opens(world, keys, sealed), withCode('keys.destroyed'))
+    assert.equal((await world.store.list()).length, 1, 'a new epoch has begun')
+    assert.equal((await keys.levelSince(0)).level, 'none')
+    const log = await world.database.read((sql) => sql.select().from(auditEvents))
+    const [lost] = log.filter(({ type }) => type === 'epoch.lost')
+    assert.equal(lost?.detail['jobKeys'], 1)
+  })
+
   it('does not start on an epoch key file of another database', async (t) => {
     const world = await makeWorld(t)
     await (await makeKeys(world))[Symbol.asyncDispose]()

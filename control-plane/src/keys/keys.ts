@@ -17,6 +17,7 @@ import { type Holders, rollOnce } from './roll.ts'
 import {
   epochsIn,
   expireReceiveKeys,
+  giveUpEpochs,
   jobKeyOf,
   leastLevelSince,
   liveEpochs,
@@ -77,6 +78,8 @@ export type KeysParts = {
   offlineMsMax: number
   /** Is told of upkeep that failed; it is tried again by itself. */
   report: (problem: SluiceError) => void
+  /** Somebody has said that the current epoch's key is lost for good: go on without what it opened. */
+  acceptLostKeys?: boolean
   coalesceMs?: number
   pageKeys?: number
 }
@@ -191,11 +194,17 @@ async function matchStore(parts: KeysParts): Promise<void> {
     ...(await epochsIn(sql, 'retired')),
   ])
   const kept = await store.list()
-  const missing = known.find(({ id, state }) => state === 'current' && !kept.includes(id))
+  const lost = known.filter(({ id }) => !kept.includes(id))
+  const missing = lost.some(({ state }) => state === 'current')
   const strange = kept.filter((id) => !known.some((epoch) => epoch.id === id))
+  if (missing && parts.acceptLostKeys === true && strange.length === 0) {
+    const ids = lost.map(({ id }) => id)
+    await database.write((tx) => giveUpEpochs(tx, { ids, atMs: parts.now() }))
+    return
+  }
   if (missing || (known.length === 0 && strange.length > 0))
     throw new SluiceError('keys.no_epoch', 'the epoch keys do not belong to this database', {
-      hint: 'Put back the epoch folder that was beside this database; with an HSM, the token that it was used with. Without them, no unfinished job can be opened any more.',
+      hint: 'Put back the epoch folder that was beside this database; with an HSM, the token that it was used with. Without them, no unfinished job can be opened any more: `sluice serve --accept-lost-keys` goes on without these jobs.',
     })
   for (const id of strange) await store.destroy(id)
 }

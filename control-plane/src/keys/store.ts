@@ -2,6 +2,7 @@
 import { and, asc, count, eq, gte, isNull, lte, or, sql as raw } from 'drizzle-orm'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId, EpochId, JobId, ReceiveKeyId } from '@sluice/protocol/ids'
+import { appendAudit } from '../audit/store.ts'
 import type { Queries, Transaction } from '../database/database.ts'
 import { epochs, jobKeys, receiveKeys } from '../database/schema.ts'
 import { type DestructionLevel, weakestOf } from './epoch-key-store.ts'
@@ -195,6 +196,37 @@ export async function dropWrapped(tx: Transaction, page: WrappedPage): Promise<n
     .delete(table)
     .where(and(raw`${id} IN ${page.ids}`, eq(epoch, page.epochId)))
   return dropped.changes
+}
+
+/**
+ * Ends epochs whose key is lost, with everything that was wrapped under them: nothing opens it any
+ * more. Lost is not destroyed, so certificates may claim nothing for them.
+ */
+export async function giveUpEpochs(
+  tx: Transaction,
+  lost: { ids: readonly EpochId[]; atMs: number },
+): Promise<void> {
+  const { atMs } = lost
+  for (const id of lost.ids) {
+    const keys = await tx.sql.delete(jobKeys).where(eq(jobKeys.epochId, id))
+    const seeds = await tx.sql.delete(receiveKeys).where(eq(receiveKeys.epochId, id))
+    await tx.sql
+      .update(epochs)
+      .set({
+        state: 'destroyed',
+        destroyedAtMs: atMs,
+        level: 'none',
+        levelReason: 'an epoch key was lost, not destroyed: a copy may be somewhere',
+      })
+      .where(eq(epochs.id, id))
+    await appendAudit(tx, {
+      atMs,
+      type: 'epoch.lost',
+      actor: { kind: 'system' },
+      site: '*',
+      detail: { epochId: id, jobKeys: keys.changes, receiveKeys: seeds.changes },
+    })
+  }
 }
 
 /**
