@@ -27,11 +27,11 @@ export async function abortRevoked(deps: RevocationDeps, duty: Obligation): Prom
  */
 export async function revokeGrants(deps: RevocationDeps, duty: Obligation): Promise<Outcome> {
   const overAtMs = grantsOverAtMs(duty.createdAtMs)
-  const refused = await deps.store.revokeGrants()
+  const refused = await deps.store.revokeGrants(duty.createdAtMs)
   if (!refused && deps.now() <= overAtMs)
     throw new SluiceError('store.refused', 'this store cannot take back grants that are out', {
       retry: 'later',
-      hint: `They are over by ${new Date(overAtMs).toISOString()}; sooner, if the access key is deleted at the store and a new one put into the credentials file before a restart.`,
+      hint: `They are over by ${new Date(overAtMs).toISOString()}; sooner, if a new access key is put into the credentials file and the old one deleted at the store.`,
     })
   await deps.database.write((tx) => markDone(tx, duty.id, deps.now()))
   return 'settled'

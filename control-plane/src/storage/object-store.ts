@@ -71,12 +71,12 @@ export type ObjectStore = AsyncDisposable & {
   grantRead(key: ObjectKey, lifeMs: number): Promise<Grant>
 
   /**
-   * Makes every grant given out before useless, transfers under way included.
+   * Makes every grant given out before an instant useless, transfers under way included.
    *
-   * @returns False when this store can't: its grants end by their own expiry, and when its access
-   * key is replaced.
+   * @returns False while one of them may hold: S3 refuses them only once the access key that signed
+   * them was replaced and deleted, else they end by their own expiry.
    */
-  revokeGrants(): Promise<boolean>
+  revokeGrants(givenBeforeMs: number): Promise<boolean>
 
   /**
    * Deletes the object, every version and marker of it, and every incomplete upload under its key,

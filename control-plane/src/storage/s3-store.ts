@@ -23,10 +23,12 @@ import {
   UploadPartCommand,
 } from '@aws-sdk/client-s3'
 import { getSignedUrl } from '@aws-sdk/s3-request-presigner'
+import { Agent as HttpClient } from 'undici'
 import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import type { Grant } from '@sluice/protocol/messages'
 import type { ObjectKey } from '@sluice/protocol/object-keys'
+import { createGrantCanaries, type S3Credentials } from './grant-canaries.ts'
 import type { ObjectStore, StoredPart, StoreEntry, UploadRef } from './object-store.ts'
 
 export type S3StoreOptions = {
@@ -39,7 +41,7 @@ export type S3StoreOptions = {
   /** PEM of authorities to trust for the endpoint, beside the system's own. */
   authorities?: string
   /** Read anew for every request, so that rotated files count at once. */
-  credentials: () => Promise<{ accessKeyId: string; secretAccessKey: string }>
+  credentials: () => Promise<S3Credentials>
   now: () => number
   /** Buckets that it may be replicated to; any other rule makes it unfit. None unless given. */
   copiedTo?: readonly string[]
@@ -52,6 +54,9 @@ const connectTimeoutMs = 5_000
 /** Aborting races with parts still arriving (S3 User Guide, AbortMultipartUpload): try again. */
 const abortTriesMax = 5
 
+/** No key of ours: nothing is ever there. */
+const canaryKey = 'canary'
+
 /** RGW forgets an aborted upload as `NoSuchKey` (measured); AWS says `NoSuchUpload`. */
 const goneNames = new Set(['NoSuchUpload', 'NoSuchKey', 'NotFound'])
 
@@ -61,17 +66,46 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       hint: 'Give the store a certificate; a private authority goes into storage.s3.caFile.',
     })
   const bucket = options.bucket
-  const client = new S3Client({
+  const timeoutMs = options.requestTimeoutMs ?? defaultRequestTimeoutMs
+  const place = {
     endpoint: options.endpoint,
     region: options.region,
     forcePathStyle: options.forcePathStyle,
-    credentials: options.credentials,
     // Checksums the SDK adds by itself break presigned uploads and are ignored by RGW (measured).
     requestChecksumCalculation: 'WHEN_REQUIRED',
     responseChecksumValidation: 'WHEN_REQUIRED',
+  } as const
+  const lone = new HttpClient({
+    pipelining: 0,
+    connect: {
+      timeout: connectTimeoutMs,
+      minVersion: 'TLSv1.3',
+      ...(options.authorities === undefined ? {} : { ca: options.authorities }),
+    },
+  })
+  const canaries = createGrantCanaries({
+    async sign(credentials, lifeMs) {
+      const signer = new S3Client({ ...place, credentials })
+      const nothing = new GetObjectCommand({ Bucket: bucket, Key: canaryKey })
+      try {
+        return await getSignedUrl(signer, nothing, signing(lifeMs, ['host']))
+      } finally {
+        signer.destroy()
+      }
+    },
+    ...{ dispatcher: lone, timeoutMs, now: options.now },
+  })
+  const client = new S3Client({
+    ...place,
+    async credentials() {
+      const current = await options.credentials()
+      await canaries.use(current)
+      // Else the client would keep what it read first for as long as it lives.
+      return { ...current, expiration: new Date(0) }
+    },
     maxAttempts: 3,
     requestHandler: {
-      requestTimeout: options.requestTimeoutMs ?? defaultRequestTimeoutMs,
+      requestTimeout: timeoutMs,
       throwOnRequestTimeout: true,
       connectionTimeout: connectTimeoutMs,
       httpsAgent: new Agent({
@@ -290,9 +324,7 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       return { url, headers: {}, expiresAtMs: options.now() + lifeMs }
     },
 
-    async revokeGrants() {
-      return false
-    },
+    revokeGrants: (givenBeforeMs) => canaries.areDead(givenBeforeMs),
 
     async deleteAll(key) {
       for (const upload of await openUploads(key)) await abortUpload(upload)
@@ -326,7 +358,10 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       return { entries }
     },
 
-    [Symbol.asyncDispose]: async () => client.destroy(),
+    async [Symbol.asyncDispose]() {
+      client.destroy()
+      await lone.close()
+    },
   }
 }
 

@@ -38,6 +38,9 @@ export type S3Server = AsyncDisposable & {
   /** Another client, for other credentials; the caller destroys it. */
   connect(credentials: S3Credentials): S3Client
   createBucket(name: string): Promise<void>
+  /** Gives the one user another access key, or a new secret for one it has. */
+  createKey(credentials: S3Credentials): Promise<void>
+  removeKey(accessKeyId: string): Promise<void>
   /** Ends the gateway: connections are refused. The objects stay. */
   beginOutage(): Promise<void>
   /** Brings it back on the same port. */
@@ -102,6 +105,9 @@ export async function startS3Server(): Promise<S3Server> {
   const client = connect(credentials)
   cleanup.defer(() => client.destroy())
 
+  const changeKey = async (verb: 'create' | 'rm', words: string[]): Promise<void> => {
+    await run(script, ['admin', server, 'key', verb, '--uid=test', '--key-type=s3', ...words])
+  }
   const signalGateway = async (signal: NodeJS.Signals): Promise<void> => {
     const { stdout } = await run(script, ['pid', server, 'rgw'])
     process.kill(Number(stdout), signal)
@@ -118,6 +124,9 @@ export async function startS3Server(): Promise<S3Server> {
     async createBucket(name) {
       await client.send(new CreateBucketCommand({ Bucket: name }))
     },
+    createKey: ({ accessKeyId, secretAccessKey }) =>
+      changeKey('create', [`--access-key=${accessKeyId}`, `--secret-key=${secretAccessKey}`]),
+    removeKey: (accessKeyId) => changeKey('rm', [`--access-key=${accessKeyId}`]),
     async beginOutage() {
       await run(script, ['down', server, '--gateway'])
     },
