@@ -10,6 +10,7 @@ export type HealthFacts = {
   evidenceKeyId: string
   /** Kind of the object store. */
   store: string
+  stores: () => StatusReply['stores']
   connected: () => number
   reserve: 'ready' | 'missing'
   keys: StatusReply['keys']
@@ -33,6 +34,7 @@ export async function statusOf(
     caSha256: facts.caSha256,
     evidenceKeyId: facts.evidenceKeyId,
     store: facts.store,
+    stores: facts.stores(),
     reserve: facts.reserve,
     keys: facts.keys,
     agents: { known: counted.agents, connected: facts.connected() },

@@ -2,6 +2,7 @@
 import { readFile } from 'node:fs/promises'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { AgentId } from '@sluice/protocol/ids'
+import { configSha256 } from '@sluice/protocol/process/config'
 import type { Log } from '@sluice/protocol/process/log'
 import { purgeReceiptPayloadType } from '@sluice/protocol/sealing/verify-purge-receipt'
 import { type Executors, expireApproval } from './access/approvals.ts'
@@ -70,7 +71,7 @@ import {
 import { revoke, type RevocationDeps } from './revocation/revoke.ts'
 import { revocationRoutes } from './revocation/routes.ts'
 import { abortRevoked, revokeGrants } from './revocation/settle.ts'
-import { type CheckedStore, checkedStore } from './storage/checked-store.ts'
+import { type CheckedStore, checkedStore, traitsOf } from './storage/checked-store.ts'
 import { type DirectoryStore, openDirectoryStore } from './storage/directory-store.ts'
 import type { ObjectStore } from './storage/object-store.ts'
 import { readS3Credentials } from './storage/s3-credentials.ts'
@@ -241,6 +242,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
     ...{ database, changes, now, evidence, keys, reserve },
     storeKind: store.kind,
     aloneJobsMax: config.purge.aloneJobsMax,
+    configSha256: configSha256(config),
     isConnected: (agent: AgentId) => fleet.isConnected(agent),
   }
   const accessDeps: AccessDeps = {
@@ -283,6 +285,10 @@ async function start(options: StartOptions): Promise<ControlPlane> {
         caSha256: authority.sha256,
         evidenceKeyId: evidence.keyId,
         store: store.kind,
+        stores: () => [
+          traitsOf(store),
+          ...[...replicas].map(([replica, copy]) => ({ replica, ...traitsOf(copy) })),
+        ],
         connected: () => fleet.connected().length,
         reserve: reserve.state,
         keys: { store: epochKeys.name, level: keys.level.level },

@@ -4,6 +4,7 @@ import { sanitisationLevel } from './certificate.ts'
 import { SluiceError, errorCodes } from './errors.ts'
 import { agentId, principalId, tokenId } from './ids.ts'
 import { limits } from './limits.ts'
+import { replicaName } from './receipt.ts'
 
 const instant = z.int().nonnegative()
 const name = z.string().min(1).max(limits.nameCharsMax)
@@ -226,6 +227,15 @@ export const statusReply = z.strictObject({
   caSha256: z.string(),
   evidenceKeyId: z.string(),
   store: z.string(),
+  /** The store, then its replicas, with what each keeps by itself as far as it was asked yet. */
+  stores: z.array(
+    z.strictObject({
+      replica: replicaName.optional(),
+      checked: z.boolean(),
+      versioned: z.boolean().optional(),
+      locks: z.boolean().optional(),
+    }),
+  ),
   /** Room that a purge finds when the disk is full; `missing` while there is none to keep. */
   reserve: z.enum(['ready', 'missing']),
   /** Where epoch keys live, and what the destruction of one may claim there. */

@@ -1,6 +1,6 @@
 /** Looks for what would stop or weaken a control plane on this host, and says how to mend it. */
 import type { Command } from 'commander'
-import { statusReply } from '@sluice/protocol/api'
+import { type StatusReply, statusReply } from '@sluice/protocol/api'
 import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { disableCoreDumps } from '@sluice/protocol/process/lifecycle'
@@ -32,6 +32,20 @@ export function addDoctorCommand(program: Command): void {
   }).action(async (options: View) =>
     withClient(async (client) => sayFacts(await client.get('/v1/status', statusReply), options)),
   )
+}
+
+/** Versions only cost another look; a lock makes every deletion late. */
+function storeFinding(store: StatusReply['stores'][number]): Finding {
+  const { replica, checked, versioned, locks } = store
+  const kept = [versioned ? 'versions' : [], locks ? 'locked objects' : []].flat()
+  return {
+    what: replica === undefined ? 'store' : `replica ${replica}`,
+    ok: checked && locks !== true,
+    found: checked ? `keeps ${kept.join(' and ') || 'nothing by itself'}` : 'did not answer yet',
+    hint: checked
+      ? 'deletions stay owed while a lock holds (docs/operate/storage.md)'
+      : 'look whether it is up, and whether its certificate is trusted',
+  }
 }
 
 function runtime(): Finding {
@@ -92,6 +106,7 @@ async function controlPlane(): Promise<Finding[]> {
         found: `${status.keys.store}, certificates claim ${status.keys.level}`,
         hint: 'put the data directory on ext4 or xfs, or use an HSM (docs/operate/hsm.md)',
       },
+      ...status.stores.map(storeFinding),
       {
         what: 'duties',
         ok: status.obligations.overdue === 0,

@@ -217,6 +217,21 @@ describe('announcing', () => {
     )
   })
 
+  it('owes a deletion in every replica that is configured', async () => {
+    const stores = new Map(['paris', 'rome'].map((place) => [place, {} as never]))
+    const before = deps.replicas
+    deps.replicas = { stores, settleMs: 0 }
+    try {
+      const id = await announced()
+      const duties = await ground.database.read((sql) => obligationsOfJob(sql, id))
+      const copies = duties.filter(({ kind }) => kind === 'replica.delete')
+      const found = copies.map(({ subjectId, state }) => `${subjectId} ${state}`)
+      assert.deepEqual(found.toSorted(), ['paris waiting', 'rome waiting'])
+    } finally {
+      deps.replicas = before
+    }
+  })
+
   it('tells the state when the same archive is announced again', async () => {
     const body = await announcement()
     const first = await ask(capture, 'job.announce', body, envelope)

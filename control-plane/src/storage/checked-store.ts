@@ -34,3 +34,8 @@ export async function checkedStore<S extends ObjectStore>(
     },
   }
 }
+
+/** What is known of a store, to be shown. */
+export function traitsOf({ traits }: CheckedStore): { checked: boolean } & Partial<StoreTraits> {
+  return { checked: traits !== undefined, ...traits }
+}

@@ -530,7 +530,10 @@ function hexOf(key: ObjectKey): string {
 
 /** What a killed process left: half-received parts, uploads half ended, and half completed ones. */
 async function removeLeftovers(uploads: string): Promise<void> {
-  for (const found of await readdir(uploads)) {
+  for (const entry of await readdir(uploads, { withFileTypes: true })) {
+    const found = entry.name
+    // What is not ours stays as it is; the sweep tells of it.
+    if (!entry.isDirectory() || !isUpload(found)) continue
     const folder = join(uploads, found)
     if (found.endsWith(ending)) {
       await rm(folder, { recursive: true, force: true })

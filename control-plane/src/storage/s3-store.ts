@@ -95,6 +95,16 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
     },
     ...{ dispatcher: lone, timeoutMs, now: options.now },
   })
+  const requestHandler = {
+    requestTimeout: timeoutMs,
+    throwOnRequestTimeout: true,
+    connectionTimeout: connectTimeoutMs,
+    httpsAgent: new Agent({
+      keepAlive: true,
+      minVersion: 'TLSv1.3',
+      ...(options.authorities === undefined ? {} : { ca: options.authorities }),
+    }),
+  }
   const client = new S3Client({
     ...place,
     async credentials() {
@@ -104,17 +114,19 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       return { ...current, expiration: new Date(0) }
     },
     maxAttempts: 3,
-    requestHandler: {
-      requestTimeout: timeoutMs,
-      throwOnRequestTimeout: true,
-      connectionTimeout: connectTimeoutMs,
-      httpsAgent: new Agent({
-        keepAlive: true,
-        minVersion: 'TLSv1.3',
-        ...(options.authorities === undefined ? {} : { ca: options.authorities }),
-      }),
-    },
+    requestHandler,
   })
+  const role =
+    options.grantRole &&
+    createGrantRole({
+      ...options.grantRole,
+      ...{ endpoint: options.endpoint, region: options.region, bucket, requestHandler },
+      credentials: options.credentials,
+    })
+  /** Signs grants, and nothing else. */
+  const granting = role
+    ? new S3Client({ ...place, credentials: () => role.credentials(), requestHandler })
+    : client
 
   async function listParts(upload: UploadRef): Promise<StoredPart[]> {
     const parts: StoredPart[] = []
@@ -286,7 +298,7 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
         ContentMD5: md5,
       })
       const signed = signing(lifeMs, ['host', 'content-length', 'content-md5'])
-      const url = await translate(getSignedUrl(client, command, signed))
+      const url = await translate(getSignedUrl(granting, command, signed))
       return {
         url,
         headers: { 'content-length': String(bytes), 'content-md5': md5 },
@@ -320,11 +332,15 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
 
     async grantRead(key, lifeMs) {
       const command = new GetObjectCommand({ Bucket: bucket, Key: key })
-      const url = await translate(getSignedUrl(client, command, signing(lifeMs, ['host'])))
+      const url = await translate(getSignedUrl(granting, command, signing(lifeMs, ['host'])))
       return { url, headers: {}, expiresAtMs: options.now() + lifeMs }
     },
 
-    revokeGrants: (givenBeforeMs) => canaries.areDead(givenBeforeMs),
+    async revokeGrants(givenBeforeMs) {
+      if (!role) return canaries.areDead(givenBeforeMs)
+      await role.revoke()
+      return true
+    },
 
     async deleteAll(key) {
       for (const upload of await openUploads(key)) await abortUpload(upload)

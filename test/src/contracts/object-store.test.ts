@@ -444,6 +444,30 @@ describe('directory store alone', () => {
   })
 })
 
+describe('directory store that others put something into', () => {
+  it('starts, and leaves it as it is', async () => {
+    await using root = await makeTemporaryDirectory('objects')
+    const options = { folder: root.path, origin: () => 'https://127.0.0.1', now: Date.now }
+    {
+      await using first = await openDirectoryStore(options)
+      await first.check()
+    }
+    const strange = ['notes.txt', 'x.ending', `${'a'.repeat(32)}.${'b'.repeat(32)}`]
+    for (const name of strange) await writeFile(join(root.path, 'uploads', name), 'not ours')
+    await mkdir(join(root.path, 'uploads', 'folder'))
+    await writeFile(join(root.path, 'uploads', 'folder', 'draft-1'), 'not ours')
+    await using store = await openDirectoryStore(options)
+    await store.check()
+    for (const name of [...strange, 'folder/draft-1'])
+      assert.equal(await readFile(join(root.path, 'uploads', name), 'utf8'), 'not ours')
+    const { entries } = await store.list()
+    assert.ok(
+      entries.some(({ key }) => key === './uploads/notes.txt'),
+      'the sweep sees it',
+    )
+  })
+})
+
 describe('grants of the directory store', () => {
   it('are useless once they are revoked, and new ones count', async (t) => {
     await using subject = await directorySubject()
@@ -471,6 +495,56 @@ describe('grants of the directory store', () => {
     assert.equal(await send(old), 403)
     assert.equal(await send(await grant()), 200)
   })
+})
+
+describe('S3 store whose bucket is replicated', () => {
+  const rule = (status: string, bucket: string) =>
+    `<Rule><ID>r</ID><Status>${status}</Status><Destination><Bucket>arn:aws:s3:::${bucket}</Bucket></Destination></Rule>`
+  const cases: [string, string[], string[], boolean][] = [
+    ['to none', [], [], true],
+    ['to one that is a replica', [rule('Enabled', 'paris')], ['paris'], true],
+    ['to one that nobody deletes from', [rule('Enabled', 'rome')], ['paris'], false],
+    [
+      'to two of which one is unknown',
+      [rule('Enabled', 'paris'), rule('Enabled', 'rome')],
+      ['paris'],
+      false,
+    ],
+    ['no more', [rule('Disabled', 'rome')], [], true],
+  ]
+  for (const [name, rules, copiedTo, fits] of cases)
+    it(`${fits ? 'is used' : 'is refused'}: ${name}`, async () => {
+      await using stack = new AsyncDisposableStack()
+      const { certificate: cert, key, authority } = await makeServerCredentials()
+      let asked = 0
+      const server = createServer({ cert, key, minVersion: 'TLSv1.3' }, (incoming, response) => {
+        const { searchParams } = new URL(incoming.url ?? '', 'https://x')
+        response.setHeader('content-type', 'application/xml')
+        if (searchParams.has('replication')) {
+          asked += 1
+          const text = `<ReplicationConfiguration>${rules.join('')}</ReplicationConfiguration>`
+          response.end(rules.length === 0 ? '<ReplicationConfiguration/>' : text)
+        } else if (searchParams.has('versioning')) response.end('<VersioningConfiguration/>')
+        else response.writeHead(searchParams.has('object-lock') ? 404 : 200).end()
+      })
+      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+      stack.defer(() => void server.close())
+      stack.defer(() => server.closeAllConnections())
+      const store = stack.use(
+        createS3Store({
+          endpoint: `https://127.0.0.1:${(server.address() as AddressInfo).port}`,
+          ...{ region: 'us-east-1', bucket: 'sealed', forcePathStyle: true, copiedTo },
+          authorities: authority,
+          credentials: async () => ({ accessKeyId: 'a', secretAccessKey: 'b' }),
+          now: Date.now,
+        }),
+      )
+      const refused = (error: unknown) =>
+        isSluiceError(error, 'store.replicated') && error.retry === 'never'
+      if (fits) assert.deepEqual(await store.check(), { versioned: false, locks: false })
+      else await assert.rejects(store.check(), refused)
+      assert.equal(asked, 1, 'the control: it was asked')
+    })
 })
 
 describe('S3 store before a server that is in trouble', () => {
