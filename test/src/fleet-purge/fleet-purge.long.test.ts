@@ -1,0 +1,21 @@
+/**
+ * Purges of fleets of a thousand and of five thousand, twenty of the thousand being real processes with
+ * real spools and leases. How fast it goes is printed beside the bare broadcast, and is never a verdict.
+ */
+
+import { describe, it } from 'node:test'
+
+import { printable, provePurge } from './prove-purge.ts'
+import type { FleetSize } from './prove-purge.ts'
+
+const sizes: FleetSize[] = [
+  { simulated: 980, away: 20, real: { captures: 10, nodes: 10 } },
+  { simulated: 5000, away: 100, real: { captures: 3, nodes: 1 } },
+]
+
+describe('a purge of a large fleet', { timeout: 1_800_000 }, () => {
+  for (const size of sizes)
+    it(`reaches ${size.simulated} agents and those that hold something`, async (t) => {
+      t.diagnostic(printable([await provePurge(size)]))
+    })
+})

@@ -1,0 +1,225 @@
+/** Purges a whole fleet, watches from outside how fast that goes, and holds the system to everything but time. */
+
+import assert from 'node:assert/strict'
+import { createPublicKey } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { DatabaseSync } from 'node:sqlite'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import { dataDirectoryAt } from '@sluice/control-plane/data-directory'
+import { publicName } from '@sluice/control-plane/deletion/evidence'
+import { decodeToken } from '@sluice/protocol/api'
+import { purgeDetail } from '@sluice/protocol/api-purge'
+import type { PurgeDetail } from '@sluice/protocol/api-purge'
+import type { PurgeId } from '@sluice/protocol/ids'
+import type { PurgeCertificate } from '@sluice/protocol/purge-certificate'
+import { verifyPurgeCertificate } from '@sluice/protocol/sealing/verify-purge'
+import { Agent, request } from 'undici'
+
+import { waitFor } from '../tools/fleet-daemon.ts'
+import { startFleet } from '../tools/fleet.ts'
+import type { Fleet } from '../tools/fleet.ts'
+import { makeSecurityPerson } from '../tools/people.ts'
+import { measureBroadcast } from './bare-broadcast.ts'
+import { startHolders } from './real-holders.ts'
+import { connectSimulated, enrolAgents, forEach, pemOf } from './simulated-agents.ts'
+import type { SimulatedAgent, SimulatedLink } from './simulated-agents.ts'
+
+/** Far beyond what is promised: what is late is shown by the table, and never fails a test. */
+const patienceMs = 300_000
+const lookMs = 10
+
+type Spread = { p50: number; p99: number; max: number }
+
+export type PurgeFigures = {
+  /** Agents that were connected when the purge began. */
+  connected: number
+  /** Milliseconds from the second person's word. */
+  durableMs: number
+  ackMs: Spread
+  signedMs: Spread
+  /** Milliseconds from the intent until the epoch key was destroyed. */
+  keysGoneMs: number
+  /** The same agents, by a bare broadcast in the same run. */
+  bareMs: Spread
+}
+
+export type FleetSize = {
+  simulated: number
+  /** Of the simulated ones: away when the purge begins. */
+  away: number
+  real: { captures: number; nodes: number }
+}
+
+/** Runs one purge of everything over a fleet of its own. */
+export async function provePurge(size: FleetSize): Promise<PurgeFigures> {
+  await using fleet = await startFleet({
+    name: 'purge',
+    controlPlane: { allowSwap: true, purge: { aloneJobsMax: 0 } },
+  })
+  const { controlPlane } = fleet
+  const paths = dataDirectoryAt(controlPlane.dataDirectory)
+  await controlPlane.stop()
+  const agents = await enrolAgents(controlPlane.dataDirectory, size.simulated)
+  const [away, present] = [agents.slice(0, size.away), agents.slice(size.away)]
+  const { env, root: folder } = fleet
+  const bareMs = await measureBroadcast({
+    ...{ agents: present, authority: paths.authority, folder, env },
+  })
+  await controlPlane.start()
+  const asker = await makeSecurityPerson(fleet, 'anna')
+  await makeSecurityPerson(fleet, 'ben')
+  await using holders = await startHolders(fleet, size.real)
+  await using links = new AsyncDisposableStack()
+  const connect = async (agent: SimulatedAgent): Promise<SimulatedLink> =>
+    links.use(await connectSimulated(agent, controlPlane.agentUrl))
+  const connected = await forEach(present, connect)
+  await holders.proveHeld()
+
+  const why = ['--reason', 'the building was entered']
+  const asked = purgeDetail.parse(await asker.ask('purge', 'everything', ...why))
+  assert.equal(asked.state, 'waiting')
+  await using ben = await speakAs(fleet, 'ben')
+  const all = agents.length + holders.agents.length
+  const online = all - away.length - holders.away
+  const seen = await followPurge(paths.database, online, () =>
+    ben.post(`/v1/approvals/${asked.approvalId ?? ''}/give`),
+  )
+  await Promise.all(connected.map((link) => link.confirmed))
+
+  // Only what is away is missing, and nothing says otherwise.
+  const running = await detailOf(fleet, asked.id)
+  assert.deepEqual([running.state, running.agents], ['running', all])
+  assert.equal(running.silentCount, all - online)
+  await assert.rejects(certificateOf(fleet, asked.id), /evidence|certificate/)
+
+  const late = await forEach(away, connect)
+  holders.letBack()
+  await Promise.all(late.map((link) => link.confirmed))
+  for (const link of late) assert.equal(link.heard[0], 'purge', 'it comes before everything else')
+  const concluded = await waitFor('the purge to be concluded', patienceMs, async () => {
+    const detail = await detailOf(fleet, asked.id)
+    return detail.state === 'concluded' ? detail : undefined
+  })
+  await holders.proveEmpty()
+  const certificate = await certificateOf(fleet, asked.id)
+  const answered = [...connected, ...late]
+  const confirmed = new Set(certificate.agents.map(({ agentId }) => agentId as string))
+  for (const { id } of [...agents, ...holders.agents]) assert.ok(confirmed.has(id), id)
+  assert.equal(certificate.agents.length, all)
+  for (const link of answered) assert.equal(link.obeyed.size, 1, 'one order each')
+  assert.equal(certificate.jobsCount, holders.jobs)
+  return {
+    connected: online,
+    ...seen,
+    keysGoneMs: (concluded.keysUnrecoverableAtMs ?? 0) - (concluded.intentAtMs ?? 0),
+    bareMs: spreadOf(bareMs),
+  }
+}
+
+/** The certificate, verified. @throws SluiceError while there is only a report. */
+async function certificateOf(fleet: Fleet, id: PurgeId): Promise<PurgeCertificate> {
+  const { status, text } = await fleet.call(`/v1/purges/${id}/report`, { role: 'viewer' })
+  assert.equal(status, 200, text)
+  const trusted = join(dataDirectoryAt(fleet.controlPlane.dataDirectory).evidence, publicName)
+  return verifyPurgeCertificate(Buffer.from(text), createPublicKey(await readFile(trusted)))
+}
+
+async function detailOf(fleet: Fleet, id: PurgeId): Promise<PurgeDetail> {
+  return purgeDetail.parse(await fleet.ask(`/v1/purges/${id}`, { role: 'viewer' }))
+}
+
+/** A person whose connection is open already: what is measured is the control plane. */
+async function speakAs(
+  fleet: Fleet,
+  name: string,
+): Promise<AsyncDisposable & { post(path: string): Promise<void> }> {
+  const file = join(fleet.root, 'tokens', `${name}.token`)
+  const token = decodeToken('token', await readFile(file, 'utf8'))
+  const dispatcher = new Agent({ connect: { ca: pemOf(Buffer.from(token.ca, 'base64')) } })
+  const ask = async (method: 'GET' | 'POST', path: string): Promise<void> => {
+    const answer = await request(new URL(path, fleet.controlPlane.operatorUrl), {
+      ...{ method, dispatcher },
+      headers: { authorization: `Bearer ${token.secret}`, 'content-type': 'application/json' },
+      ...(method === 'POST' ? { body: '{}' } : {}),
+    })
+    const text = await answer.body.text()
+    assert.ok(answer.statusCode < 300, text)
+  }
+  await ask('GET', '/v1/status')
+  return {
+    post: (path) => ask('POST', path),
+    [Symbol.asyncDispose]: () => dispatcher.close(),
+  }
+}
+
+/**
+ * Reads the database from outside, as nothing but what is committed is seen there.
+ *
+ * @param online How many agents are expected to answer now.
+ * @returns Milliseconds after `begin` was called.
+ */
+async function followPurge(
+  file: string,
+  online: number,
+  begin: () => Promise<void>,
+): Promise<Pick<PurgeFigures, 'durableMs' | 'ackMs' | 'signedMs'>> {
+  using database = new DatabaseSync(file, { readOnly: true })
+  const count = (query: string) => {
+    const statement = database.prepare(query)
+    return () => Number(statement.get()?.['n'])
+  }
+  const orders = count(`SELECT count(*) AS n FROM purges WHERE state = 'running'`)
+  const acks = count(
+    `SELECT count(*) AS n FROM commands WHERE lane = 'emergency' AND acked_at_ms IS NOT NULL`,
+  )
+  const duties = count(
+    `SELECT count(*) AS n FROM obligations WHERE kind = 'purge.agent' AND state = 'done'`,
+  )
+  const ackedMs: number[] = []
+  const signedMs: number[] = []
+  const beganAt = performance.now()
+  const passedMs = (): number => performance.now() - beganAt
+  const begun = begin()
+  let durableMs: number | undefined
+  while (ackedMs.length < online || signedMs.length < online) {
+    assert.ok(passedMs() < patienceMs, `${ackedMs.length} acked, ${signedMs.length} signed`)
+    if (durableMs === undefined && orders() > 0) durableMs = passedMs()
+    for (const [seen, list] of [
+      [durableMs === undefined ? 0 : acks(), ackedMs],
+      [durableMs === undefined ? 0 : duties(), signedMs],
+    ] as const)
+      while (list.length < seen) list.push(passedMs())
+    await sleep(durableMs === undefined ? 1 : lookMs)
+  }
+  await begun
+  assert.ok(durableMs !== undefined)
+  return { durableMs, ackMs: spreadOf(ackedMs), signedMs: spreadOf(signedMs) }
+}
+
+/** @param sorted Milliseconds, rising. */
+function spreadOf(sorted: readonly number[]): Spread {
+  const at = (part: number): number => sorted[Math.ceil(sorted.length * part) - 1] ?? 0
+  return { p50: at(0.5), p99: at(0.99), max: at(1) }
+}
+
+/** The table, one row for each fleet. */
+export function printable(all: readonly PurgeFigures[]): string {
+  const head = ['agents', 'order durable', 'acked p50', 'p99', 'max', 'signed p50', 'p99', 'max']
+  const rows = all.map((one) => [
+    String(one.connected),
+    ms(one.durableMs),
+    ...[one.ackMs.p50, one.ackMs.p99, one.ackMs.max].map(ms),
+    ...[one.signedMs.p50, one.signedMs.p99, one.signedMs.max].map(ms),
+    ms(one.keysGoneMs),
+    ms(one.bareMs.max),
+    (one.ackMs.max / one.bareMs.max).toFixed(1),
+  ])
+  const table = [[...head, 'keys gone', 'bare broadcast', 'ratio'], ...rows]
+  return table.map((row) => row.map((cell) => cell.padStart(15)).join('')).join('\n')
+}
+
+function ms(value: number): string {
+  return `${Math.round(value)} ms`
+}
