@@ -1,5 +1,4 @@
 /** Deletes what nobody knows of, once its quarantine is over, and believes only a second look. */
-import assert from 'node:assert/strict'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { JobId, EpochId } from '@sluice/protocol/ids'
 import { isOver } from '@sluice/protocol/job'
@@ -44,7 +43,11 @@ type End = 'deleted' | 'gone' | 'waits'
 export function orphanWorker(deps: OrphanDeps): SubjectWorker {
   return async (obligation): Promise<Outcome> => {
     const finding = await deps.database.read((sql) => findingById(sql, obligation.subjectId ?? ''))
-    assert(finding, `obligation ${obligation.id} has no finding`)
+    // It was gone, and came back as another finding, with a duty of its own.
+    if (!finding) {
+      await deps.database.write((tx) => markDone(tx, obligation.id, deps.now()))
+      return 'settled'
+    }
     const over = finding.endedAtMs !== null || finding.state === 'kept'
     const end = over ? 'gone' : await remove(deps, finding)
     if (end === 'waits') return { waitMs: deps.lookAgainMs }

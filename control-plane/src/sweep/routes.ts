@@ -10,11 +10,12 @@ import {
 } from '@sluice/protocol/api-sweeps'
 import { SluiceError } from '@sluice/protocol/errors'
 import { findingId, sweepId } from '@sluice/protocol/ids'
+import { limits } from '@sluice/protocol/limits'
 import { type Access, type AccessEnv } from '../access/rules.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import type { Changes } from '../changes.ts'
 import type { Database } from '../database/database.ts'
-import { bringSubjectForward } from '../deletion/store.ts'
+import { addObligation, bringSubjectForward } from '../deletion/store.ts'
 import { presentFields } from '../present-fields.ts'
 import {
   changeFinding,
@@ -90,6 +91,17 @@ export function sweepRoutes(deps: {
       const graceUntilMs = state === 'kept' ? null : atMs
       await changeFinding(tx, finding.id, { state, graceUntilMs })
       await bringSubjectForward(tx, { subjectId: finding.id, atMs }, changes)
+      // The duty of one that was kept is over.
+      if (finding.state === 'kept' && state === 'quarantined')
+        await addObligation(
+          tx,
+          {
+            ...{ kind: 'orphan.delete', subjectId: finding.id, site: '*', state: 'due', atMs },
+            nextTryAtMs: atMs,
+            deadlineAtMs: atMs + limits.obligationOverdueMs,
+          },
+          changes,
+        )
       return viewOfFinding({ ...finding, state, graceUntilMs })
     })
   }

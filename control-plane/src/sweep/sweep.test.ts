@@ -4,6 +4,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it, type TestContext } from 'node:test'
+import { Hono } from 'hono'
 import { SluiceError } from '@sluice/protocol/errors'
 import {
   type AgentId,
@@ -16,6 +17,7 @@ import {
 import type { JobState } from '@sluice/protocol/job'
 import { type ObjectKey, objectKeyFrom } from '@sluice/protocol/object-keys'
 import { newId } from '@sluice/protocol/process/new-id'
+import type { AccessEnv } from '../access/rules.ts'
 import { alerts, auditEvents, jobKeys, jobs, leases, obligations } from '../database/schema.ts'
 import { createObligationEngine } from '../deletion/engine.ts'
 import { addObligation } from '../deletion/store.ts'
@@ -25,6 +27,7 @@ import { openCommands } from '../fleet/store.ts'
 import { openDirectoryStore } from '../storage/directory-store.ts'
 import { loseFound } from './losses.ts'
 import { orphanWorker } from './orphans.ts'
+import { sweepRoutes } from './routes.ts'
 import { pageOfFindings, sweepById } from './store.ts'
 import { createSweeps } from './sweep.ts'
 
@@ -258,6 +261,58 @@ describe('a sweep', () => {
     world.ground.clock.nowMs += 73 * hourMs
     await world.workOff()
     assert.notEqual(await world.store.head(key), undefined)
+    assert.deepEqual(await world.findings(), [])
+  })
+
+  it('forgets the duty of a finding that was gone and came back', async (t) => {
+    const world = await makeWorld(t)
+    const key = objectKeyFrom(randomBytes(16))
+    await world.putObject(key)
+    await world.sweep()
+    const [first] = await world.findings()
+    await world.store.deleteAll(key)
+    await world.sweep()
+    assert.deepEqual(await world.findings(), [])
+    world.ground.clock.nowMs += hourMs
+    await world.putObject(key)
+    await world.sweep()
+    const [again] = await world.findings()
+    assert.notEqual(again?.id, first?.id)
+    const stateOfDuty = async (id: string | undefined) => {
+      const owed = await world.ground.database.read((sql) => sql.select().from(obligations))
+      return owed.find(({ subjectId }) => subjectId === id)?.state
+    }
+    world.ground.clock.nowMs += 71.5 * hourMs
+    await world.workOff()
+    assert.deepEqual([await stateOfDuty(first?.id), await stateOfDuty(again?.id)], ['done', 'due'])
+    assert.notEqual(await world.store.head(key), undefined, 'it rests its whole time again')
+    world.ground.clock.nowMs += hourMs
+    world.ground.changes.emit('obligation')
+    await world.workOff()
+    assert.deepEqual((await world.store.list()).entries, [])
+  })
+
+  it('deletes what was kept once a person wants it gone after all', async (t) => {
+    const world = await makeWorld(t)
+    await world.putObject(objectKeyFrom(randomBytes(16)))
+    await world.sweep()
+    const [finding] = await world.findings()
+    const api = new Hono<AccessEnv>()
+    const access = { principalId: actor.id, principal: 'anna', sites: 'all', rights: [] } as const
+    api.use(async (c, next) => (c.set('access', access), next()))
+    api.route('/', sweepRoutes({ ...world.ground, sweeps: world.sweeps }))
+    const decide = async (word: 'keep' | 'delete') => {
+      const init = { method: 'POST', body: '{}', headers: { 'content-type': 'application/json' } }
+      const answer = await api.request(`/v1/sweep-findings/${finding?.id}/${word}`, init)
+      assert(answer.ok, await answer.text())
+    }
+    await decide('keep')
+    world.ground.clock.nowMs += 73 * hourMs
+    await world.workOff()
+    assert.equal((await world.store.list()).entries.length, 1, 'control: kept')
+    await decide('delete')
+    await world.workOff()
+    assert.deepEqual((await world.store.list()).entries, [])
     assert.deepEqual(await world.findings(), [])
   })
 
