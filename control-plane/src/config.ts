@@ -84,6 +84,23 @@ export const controlPlaneConfig = z
           env: 'SLUICE_STORAGE_CREDENTIALS_FILE',
           description: 'S3: file of access key and secret key, 0600; read anew when it changes.',
         }),
+        grantRoleArn: z
+          .string()
+          .max(512)
+          .regex(/^arn:aws:iam::\d*:role\/.+$/, 'not the ARN of a role')
+          .optional()
+          .meta({
+            env: 'SLUICE_STORAGE_GRANT_ROLE_ARN',
+            description:
+              'S3: role whose sessions sign grants, so that they can be revoked at once. Absent: the access key itself signs.',
+          }),
+        iamEndpoint: z
+          .url({ protocol: /^https$/ })
+          .optional()
+          .meta({
+            env: 'SLUICE_STORAGE_IAM_ENDPOINT',
+            description: 'S3: origin of IAM for grantRoleArn. Absent: the endpoint itself.',
+          }),
         replicas: z.array(replica).max(8).default([]).meta({
           env: 'SLUICE_STORAGE_REPLICAS',
           description:

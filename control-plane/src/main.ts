@@ -182,6 +182,8 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   const replicas = new Map<string, ObjectStore & CheckedStore>()
   for (const { name: place, store: copy } of await openReplicas(config.storage, now))
     replicas.set(place, await checkedStore(started.use(copy), notThere))
+  if (store.traits?.locks === true) events.storeLocks()
+  for (const [place, { traits }] of replicas) if (traits?.locks === true) events.storeLocks(place)
 
   const jobDeps: JobDeps = {
     database,
@@ -471,7 +473,9 @@ async function openStore(
     )
   const place = { ...config.storage, endpoint, bucket, credentialsFile }
   const copiedTo = replicas.map((replica) => replica.bucket)
-  return { store: await openBucket(place, { now, copiedTo }) }
+  const { grantRoleArn: roleArn, iamEndpoint = endpoint } = config.storage
+  const grantRole = roleArn === undefined ? undefined : { roleArn, iamEndpoint }
+  return { store: await openBucket(place, { now, copiedTo, grantRole }) }
 }
 
 type Replica = ControlPlaneConfig['storage']['replicas'][number]
@@ -492,7 +496,11 @@ async function openReplicas(
 
 async function openBucket(
   place: Omit<Replica, 'name'>,
-  options: { now: () => number; copiedTo: readonly string[] },
+  options: {
+    now: () => number
+    copiedTo: readonly string[]
+    grantRole?: { roleArn: string; iamEndpoint: string } | undefined
+  },
 ): Promise<ObjectStore> {
   const { endpoint, bucket, region, pathStyle, caFile, credentialsFile } = place
   return createS3Store({

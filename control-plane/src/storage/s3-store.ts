@@ -28,6 +28,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import type { Grant } from '@sluice/protocol/messages'
 import type { ObjectKey } from '@sluice/protocol/object-keys'
+import { createGrantRole } from './grant-role.ts'
 import { createGrantCanaries, type S3Credentials } from './grant-canaries.ts'
 import type { ObjectStore, StoredPart, StoreEntry, UploadRef } from './object-store.ts'
 
@@ -47,6 +48,8 @@ export type S3StoreOptions = {
   copiedTo?: readonly string[]
   /** How long one request may take; a store that hangs is unreachable, not waited for. */
   requestTimeoutMs?: number
+  /** Grants are signed with sessions of this role, so that they can be taken back at once. */
+  grantRole?: { roleArn: string; iamEndpoint: string } | undefined
 }
 
 const defaultRequestTimeoutMs = 30_000
@@ -125,7 +128,12 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
     })
   /** Signs grants, and nothing else. */
   const granting = role
-    ? new S3Client({ ...place, credentials: () => role.credentials(), requestHandler })
+    ? new S3Client({
+        ...place,
+        // Else it would go on with a session that was revoked.
+        credentials: async () => ({ ...(await role.credentials()), expiration: new Date(0) }),
+        requestHandler,
+      })
     : client
 
   async function listParts(upload: UploadRef): Promise<StoredPart[]> {
@@ -375,6 +383,8 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
     },
 
     async [Symbol.asyncDispose]() {
+      if (granting !== client) granting.destroy()
+      await role?.[Symbol.asyncDispose]()
       client.destroy()
       await lone.close()
     },

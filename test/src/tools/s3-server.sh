@@ -182,7 +182,9 @@ write_gateway_conf() {
   cat >>"$CONF" <<CONF_END
 [client.rgw]
 rgw frontends = beast ssl_endpoint=127.0.0.1:$1 ssl_certificate=$DIR/tls/cert.pem ssl_private_key=$DIR/tls/key.pem ssl_options=$tls tcp_nodelay=1
-rgw enable apis = s3, admin
+rgw enable apis = s3, admin, sts, iam
+rgw s3 auth use sts = true
+rgw sts key = 0123456789abcdef
 rgw thread pool size = 128
 rgw relaxed region enforcement = true
 rgw dynamic resharding = false
@@ -234,7 +236,7 @@ create_storage() {
   local access secret
   access=$(openssl rand -hex 10)
   secret=$(openssl rand -hex 20)
-  logged user timeout 120 radosgw-admin -c "$CONF" user create --uid=test --display-name=test \
+  logged user timeout 120 radosgw-admin -c "$CONF" user create --uid=test --display-name=test --caps='roles=*;user-policy=*' \
     --access-key="$access" --secret-key="$secret"
   # The form of ~/.aws/credentials, which every S3 tool reads.
   printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' "$access" "$secret" >"$DIR/credentials.new"
