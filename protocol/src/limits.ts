@@ -176,6 +176,12 @@ export const limits = {
   alertTimeoutMs: 15 * second,
   /** What a receiver answers is read, but of no interest. */
   alertAnswerBytesMax: 64 * KiB,
+  /** How long an alert that no channel was configured for waits for one. */
+  alertKeepMs: 7 * day,
+
+  // Audit sink
+  /** A file system that hangs is taken for one that fails. */
+  auditSinkMsMax: 30 * second,
 
   // HTTP API
   requestBodyBytesMax: 64 * KiB,

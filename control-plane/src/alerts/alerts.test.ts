@@ -8,7 +8,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it, type TestContext } from 'node:test'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
+import { limits } from '@sluice/protocol/limits'
 import { openAuthority } from '../access/authority.ts'
+import { listAudit } from '../audit/store.ts'
 import { controlPlaneConfig } from '../config.ts'
 import { startControlPlane } from '../control-plane.test-setup.ts'
 import { obligations } from '../database/schema.ts'
@@ -134,6 +136,15 @@ describe('alerts', () => {
     assert.equal(isFromSluice(headers, body, hook.secret, nowMs + 301_000), false, 'an old one')
   })
 
+  it('are in the audit log, without what they say', async (t) => {
+    const { ground, id } = await world(t)
+    const events = await listAudit(ground.database, { afterSeq: 0, items: 9 })
+    assert.deepEqual(
+      events.map(({ type, site, detail }) => [type, site, detail]),
+      [['alert.raised', 'north', { alert: 'purge.begun', alertId: id, severity: 'critical' }]],
+    )
+  })
+
   it('stay owed while the channel is down, and are delivered once it is up', async (t) => {
     const { hook, duty, deliver, alert } = await world(t)
     hook.state.answer = (response) => void response.writeHead(503).end()
@@ -197,8 +208,22 @@ describe('alerts', () => {
     assert.equal(await deliver(), 'settled', 'the control')
   })
 
-  it('are only listed where no channel is configured', async (t) => {
+  it('wait a week for a channel where none is configured, and are sent once there is one', async (t) => {
+    const { hook, ground, id, duty, deliver, alert } = await world(t)
+    const none = { channel: undefined }
+    assert.deepEqual(await deliver(none), { waitMs: limits.obligationRetryMsMax })
+    const { state, deadlineAtMs } = await duty()
+    assert.deepEqual([state, deadlineAtMs], ['due', ground.now() + limits.alertKeepMs])
+    ground.clock.nowMs += limits.alertKeepMs - 1
+    assert.deepEqual(await deliver(none), { waitMs: 1 })
+    assert.equal(await deliver(), 'settled')
+    assert.equal(hook.got[0]?.headers['webhook-id'], id)
+    assert.equal((await alert())?.deliveredAtMs, ground.now())
+  })
+
+  it('are only listed when their week without a channel is over', async (t) => {
     const { ground, duty, deliver, alert } = await world(t)
+    ground.clock.nowMs += limits.alertKeepMs
     assert.equal(await deliver({ channel: undefined }), 'settled')
     assert.equal((await duty()).state, 'done')
     assert.equal((await alert())?.deliveredAtMs, null)

@@ -3,6 +3,7 @@ import { desc, eq, lt, and, inArray } from 'drizzle-orm'
 import type { AlertType } from '@sluice/protocol/alert'
 import { type AlertId, alertId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
+import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Queries, Transaction } from '../database/database.ts'
 import { alerts } from '../database/schema.ts'
@@ -31,6 +32,10 @@ export async function raiseAlert(
   const id = newId(alertId, alert.atMs)
   const { site, atMs } = alert
   await tx.sql.insert(alerts).values({ id, ...alert })
+  await appendAudit(tx, {
+    ...{ atMs, type: 'alert.raised', actor: { kind: 'system' }, site },
+    detail: { alert: alert.type, alertId: id, severity: alert.severity },
+  })
   await addObligation(
     tx,
     { kind: 'alert.deliver', subjectId: id, site, state: 'due', atMs },

@@ -217,6 +217,15 @@ export async function dropDuties(
     )
 }
 
+/** Gives a duty more time before it counts as overdue. */
+export async function extendDeadline(
+  tx: Transaction,
+  id: ObligationId,
+  deadlineAtMs: number,
+): Promise<void> {
+  await tx.sql.update(obligations).set({ deadlineAtMs }).where(eq(obligations.id, id))
+}
+
 /** Marks a duty done. @returns Whether this call did it; false when it was done before. */
 export async function markDone(tx: Transaction, id: ObligationId, atMs: number): Promise<boolean> {
   const done = await tx.sql

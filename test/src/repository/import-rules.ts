@@ -213,7 +213,7 @@ const rows: Row[] = [
   ),
   feature(
     'alerts',
-    ['access', 'deletion'],
+    ['access', 'audit', 'deletion'],
     ['hono', 'drizzle-orm', 'undici'],
     'an alert is a row and a duty; its channel asks nobody',
   ),
