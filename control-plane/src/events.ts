@@ -21,6 +21,10 @@ export function createEvents(log: Log) {
     databaseWritable() {
       log('info', 'database.writable', {})
     },
+    /** The store or a replica may lock objects: their deletions can be late. Said at each start. */
+    storeLocks(replica?: string) {
+      log('warning', 'store.locks', { replica })
+    },
     /** A connection to the agent listener was not let in. */
     agentRefused(error: unknown) {
       log('warning', 'agent.refused', { reason: nameOf(error) })

@@ -12,8 +12,10 @@ import {
   PutBucketPolicyCommand,
   PutBucketVersioningCommand,
   PutObjectCommand,
+  PutObjectLegalHoldCommand,
   UploadPartCommand,
 } from '@aws-sdk/client-s3'
+import { alerts } from '@sluice/control-plane/database/schema'
 import { beginDeletion, type DeletionIntent } from '@sluice/control-plane/deletion/intent'
 import { certificateOfJob, jobById, obligationsOfJob } from '@sluice/control-plane/deletion/store'
 import { makeWorld } from '@sluice/control-plane/purge/world.test-setup'
@@ -23,6 +25,7 @@ import { needS3Server, type S3Server, startS3Server } from '../tools/s3-server.t
 
 const skip = needS3Server()
 const hourMs = 3_600_000
+const dayMs = 24 * hourMs
 /** Short, so that a store that hangs costs the test little. */
 const requestTimeoutMs = 500
 
@@ -74,9 +77,15 @@ describe('a store that keeps or refuses', { skip }, () => {
       store,
       key,
       /** Everything that is due an hour later is tried again. */
-      async tryAgain() {
-        clock.nowMs += hourMs
+      async tryAgain(laterMs = hourMs) {
+        clock.nowMs += laterMs
         await world.work({ store })
+      },
+      /** What became overdue, and with which code. */
+      async alarms() {
+        const all = await database.read((sql) => sql.select().from(alerts))
+        const late = all.filter(({ type }) => type === 'obligation.overdue')
+        return late.map(({ detail }) => `${detail['obligation']} ${detail['code']}`)
       },
       async duty() {
         const all = await database.read((sql) => obligationsOfJob(sql, id))
@@ -155,6 +164,28 @@ describe('a store that keeps or refuses', { skip }, () => {
       await sleep(250)
     }
     assert.ok(Date.now() > untilMs, 'the control: the lock did hold')
+    await job.assertDeleted()
+  })
+
+  it('that holds an object for good raises the alarm, and lets go when it is told to', async () => {
+    const Bucket = 'held'
+    await s3.client.send(new CreateBucketCommand({ Bucket, ObjectLockEnabledForBucket: true }))
+    let held: { Bucket: string; Key: string; VersionId: string | undefined } | undefined
+    await using job = await deletingJob(Bucket, async (Key) => {
+      const { VersionId } = await put(Bucket, Key)
+      held = { Bucket, Key, VersionId }
+      const LegalHold = { Status: 'ON' } as const
+      await s3.client.send(new PutObjectLegalHoldCommand({ ...held, LegalHold }))
+    })
+    const duty = await job.assertOpen('store.locked')
+    assert.match(duty.lastError ?? '', /legal hold/)
+    assert.deepEqual(await job.alarms(), [], 'the control: it is not late yet')
+    await job.tryAgain(dayMs)
+    await job.assertOpen('store.locked')
+    assert.deepEqual(await job.alarms(), ['object.delete store.locked'])
+    assert.ok(held)
+    await s3.client.send(new PutObjectLegalHoldCommand({ ...held, LegalHold: { Status: 'OFF' } }))
+    await job.tryAgain()
     await job.assertDeleted()
   })
 
