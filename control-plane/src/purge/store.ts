@@ -69,10 +69,15 @@ function labelled(label: { key: string; value: string }): SQL {
   return raw`EXISTS (SELECT 1 FROM json_each(agents.labels) AS label WHERE label.key = ${label.key} AND label.value = ${label.value})`
 }
 
-/** Condition on `agents`: covered by the scope itself, whatever jobs it has. */
-function covered({ scope, site }: Pick<Within, 'scope' | 'site'>): SQL {
+/** Condition on `agents`: covered by the scope itself, whatever jobs it has, and can be ordered. */
+function covered(within: Pick<Within, 'scope' | 'site'>): SQL {
+  return raw`agents.revoked_at_ms IS NULL AND (${meant(within)})`
+}
+
+/** Condition on `agents`: the scope is about it, revoked or not. */
+function meant({ scope, site }: Pick<Within, 'scope' | 'site'>): SQL {
   const there = site === '*' ? raw`1` : raw`agents.site = ${site}`
-  return raw`agents.revoked_at_ms IS NULL AND ${there} AND (${covers(scope)})`
+  return raw`${there} AND (${covers(scope)})`
 }
 
 function covers(scope: PurgeScope): SQL {
@@ -139,7 +144,10 @@ function agentsWith(sql: Queries, within: Within, ids: SQL): ScopeAgent[] {
   )
 }
 
-/** Receive keys that die with a scope. Those supplied after a time range ended sealed nothing in it. */
+/**
+ * Receive keys that die with a scope, those of revoked hosts too: nobody can order these to wipe
+ * their drafts. Those supplied after a time range ended sealed nothing in it.
+ */
 const unusedReceiveKeys = (within: Within): SQL => {
   const { scope } = within
   const early =
@@ -147,7 +155,7 @@ const unusedReceiveKeys = (within: Within): SQL => {
       ? raw`coalesce(supplied_at_ms, 0) < ${scope.untilMs + limits.clockSkewMsMax}`
       : raw`1`
   if (scope.kind === 'everything' && within.site === '*') return raw`1`
-  return raw`agent_id IN (SELECT id FROM agents WHERE ${covered(within)}) AND ${early}`
+  return raw`agent_id IN (SELECT id FROM agents WHERE ${meant(within)}) AND ${early}`
 }
 
 /** What a purge would hit now. */
