@@ -6,11 +6,12 @@ import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import {
   CopyObjectCommand,
+  CreateBucketCommand,
   DeleteObjectCommand,
   ListObjectVersionsCommand,
   PutBucketVersioningCommand,
 } from '@aws-sdk/client-s3'
-import { s3Settings, startFleet } from '../tools/fleet.ts'
+import { requireSuccess, s3Settings, startFleet } from '../tools/fleet.ts'
 import { proveDeleted, submit, waitMsMax, waitUntilSealed } from '../tools/journey.ts'
 import { needS3Server, startS3Server } from '../tools/s3-server.ts'
 import { makePhoto, needFfmpeg } from '../tools/small-media.ts'
@@ -23,11 +24,11 @@ describe('a replicated bucket', { skip, timeout: 240_000 }, () => {
     const server = cleanup.use(await startS3Server())
     const { client, endpoint, region, caFile, credentialsFile } = server
     const [own, copy] = ['sealed', 'sealed-paris']
-    for (const Bucket of [own, copy]) {
-      await server.createBucket(Bucket)
-      const VersioningConfiguration = { Status: 'Enabled' } as const
-      await client.send(new PutBucketVersioningCommand({ Bucket, VersioningConfiguration }))
-    }
+    await server.createBucket(own)
+    const VersioningConfiguration = { Status: 'Enabled' } as const
+    await client.send(new PutBucketVersioningCommand({ Bucket: own, VersioningConfiguration }))
+    // It may lock, and so keeps versions too; nothing in it is locked.
+    await client.send(new CreateBucketCommand({ Bucket: copy, ObjectLockEnabledForBucket: true }))
     const { controlPlane, agent } = s3Settings(server, own)
     const replica = { name: 'paris', endpoint, region, bucket: copy, caFile, credentialsFile }
     const storage = {
@@ -66,8 +67,16 @@ describe('a replicated bucket', { skip, timeout: 240_000 }, () => {
       const left = await client.send(new ListObjectVersionsCommand({ Bucket }))
       assert.deepEqual([left.Versions ?? [], left.DeleteMarkers ?? []], [[], []])
     }
-    const status = (await fleet.ask('/v1/status')) as { stores: unknown }
-    const traits = { checked: true, versioned: true, locks: false }
-    assert.deepEqual(status.stores, [traits, { replica: 'paris', ...traits }])
+    await fleet.controlPlane.waitForLine(/"store\.locks".*"paris"/)
+    const token = await fleet.tokenFile('viewer')
+    const { operatorUrl } = fleet.controlPlane
+    requireSuccess('login', await fleet.command(['login', operatorUrl, '--token-file', token]))
+    const { stdout } = await fleet.command(['doctor', '--json'])
+    const items = JSON.parse(stdout) as { what: string; ok: boolean; found: string }[]
+    const stores = items.filter(({ what }) => what === 'store' || what.startsWith('replica'))
+    assert.deepEqual(
+      stores.map(({ what, ok, found }) => `${what} ${ok}: ${found}`),
+      ['store true: keeps versions', 'replica paris false: keeps versions and locked objects'],
+    )
   })
 })
