@@ -1,7 +1,7 @@
 /** Proves the commands of a purge as scripts run them. */
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
@@ -62,6 +62,35 @@ describe('sluice purge', () => {
     const verdict = await sluice(['verify', file, '--trust', trust])
     assert.equal(verdict.code, 0, verdict.err)
     assert.match(await readFile(file, 'utf8'), /purge-certificate/)
+
+    const bundle = join(folder, 'purge.tar')
+    const fetched = await sluice(['purges', 'bundle', id, '--out', bundle])
+    assert.equal(fetched.code, 0, fetched.err)
+    const judged = await sluice(['verify', bundle, '--trust', trust])
+    assert.equal(judged.code, 0, judged.err)
+    assert.match(
+      judged.out,
+      /the bundle is whole[^]*configSha256[^]*verified: this purge is complete/,
+    )
+    // Never over a file that is there, and never believed once a byte of it is another.
+    assert.equal((await sluice(['purges', 'bundle', id, '--out', bundle])).code, 2)
+    const bytes = await readFile(bundle)
+    bytes[600]! ^= 1
+    await writeFile(bundle, bytes)
+    const refused = await sluice(['verify', bundle, '--trust', trust])
+    assert.deepEqual([refused.code, /evidence\./.test(refused.err)], [3, true])
+  })
+
+  it('fetches a bundle of what is open too, which is then no certificate', async () => {
+    const asked = ['purge', 'everything', '--reason', 'x', '--no-wait', '--json']
+    const { id } = purgeDetail.parse(JSON.parse((await sluice(asked)).out))
+    const bundle = join(folder, 'open.tar')
+    assert.equal((await sluice(['purges', 'bundle', id, '--out', bundle])).code, 0)
+    const trust = join(system.dataDir, 'evidence', 'evidence-public.pem')
+    const { code, out, err } = await sluice(['verify', bundle, '--trust', trust])
+    assert.equal(code, 3)
+    assert.match(out, /the bundle is whole/)
+    assert.match(err, /evidence\.incomplete/)
   })
 
   it('names who has not confirmed when it does not wait', async () => {

@@ -32,10 +32,10 @@ async function judgeBundle(path: string, trusted: KeyObject, options: View): Pro
     throw unreadable(path, cause)
   })
   await using stream = file.createReadStream()
-  const { bundle, document, certificates } = await verifyBundle(stream, trusted)
+  const { bundle, document, certificates, audit } = await verifyBundle(stream, trusted)
   if (options.json !== true) {
     say('the bundle is whole: nothing was added, left out or changed')
-    sayFacts({ ...bundle, certificates }, options)
+    sayFacts({ ...bundle, certificates, auditEvents: audit.events }, options)
     say('')
   }
   tell(document, options)

@@ -41,6 +41,7 @@ import {
   certifiedJobs,
   changePurge,
   confirmedOrders,
+  countCertified,
   countOpenDuties,
   keepDocument,
   openDuties,
@@ -148,17 +149,16 @@ async function certificateOn(sql: Queries, parts: ConcludeParts, purge: Begun): 
     ordersDurableAtMs !== null &&
     objectsAbsentAtMs !== null
   if (!known) throw new SluiceError('evidence.incomplete', `purge ${purge.id} misses a time`)
-  const jobs = certifiedJobs(sql, purge.id)
-  if (jobsSha256Of(jobs.map(({ jobId }) => jobId)) !== purge.jobsSha256)
-    throw new SluiceError('evidence.invalid', 'the jobs of this purge are not those it began with')
-  const levels: PurgeLevel[] = []
+  let level: PurgeLevel | undefined
   const certified: PurgeCertificate['jobs'] = []
-  for (const { jobId, envelope } of jobs) {
+  for (const { jobId, envelope } of certifiedJobs(sql, purge.id)) {
     if (envelope === null)
       throw new SluiceError('evidence.incomplete', `job ${jobId} has no certificate`)
     certified.push({ jobId, certificateSha256: sha256Of(envelope) })
-    levels.push(levelIn(envelope))
+    level = weaker(level, levelIn(envelope))
   }
+  if (jobsSha256Of(certified.map(({ jobId }) => jobId)) !== purge.jobsSha256)
+    throw new SluiceError('evidence.invalid', 'the jobs of this purge are not those it began with')
   const facts = await factsOf(sql, purge)
   const times = { keysUnusableAtMs, keysUnrecoverableAtMs, ordersDurableAtMs, objectsAbsentAtMs }
   const instants = [...Object.values(times), ...facts.agents.map((one) => one.confirmedAtMs)]
@@ -167,7 +167,7 @@ async function certificateOn(sql: Queries, parts: ConcludeParts, purge: Begun): 
     ...facts,
     ...times,
     concludedAtMs,
-    ...weakest(levels),
+    ...(level ?? { level: 'none', levelReason: 'no job was in its scope' }),
     jobs: certified.length > limits.purgeJobsListedMax ? [] : certified,
     certificatesSha256: certificatesSha256Of(certified),
   }
@@ -181,7 +181,6 @@ async function reportOn(sql: Queries, parts: ConcludeParts, purge: Begun): Promi
   const { keysUnusableAtMs, keysUnrecoverableAtMs, ordersDurableAtMs, objectsAbsentAtMs } = purge
   const duties = openDuties(sql, id, limits.purgeOpenListedMax)
   const atMs = parts.now()
-  const certified = certifiedJobs(sql, id).filter(({ envelope }) => envelope !== null)
   const predicate = {
     ...(await factsOf(sql, purge)),
     ...presentFields({
@@ -192,7 +191,7 @@ async function reportOn(sql: Queries, parts: ConcludeParts, purge: Begun): Promi
       leasesOverAtMs: purge.leasesOverAtMs,
     }),
     reportedAtMs: atMs,
-    jobsCertified: certified.length,
+    jobsCertified: countCertified(sql, id),
     open: {
       // The end itself is the last duty: a purge that only lacks its document still lacks it.
       count: Math.max(1, countOpenDuties(sql, id)),
@@ -252,12 +251,10 @@ function levelIn(envelope: string): PurgeLevel {
   return { level, levelReason }
 }
 
-function weakest(levels: readonly PurgeLevel[]): PurgeLevel {
+/** The earlier of two that claim the same. */
+function weaker(first: PurgeLevel | undefined, second: PurgeLevel): PurgeLevel {
   const order: readonly SanitisationLevel[] = ['none', 'Clear', 'Purge']
-  const [first] = levels.toSorted(
-    (left, right) => order.indexOf(left.level) - order.indexOf(right.level),
-  )
-  return first ?? { level: 'none', levelReason: 'no job was in its scope' }
+  return first && order.indexOf(first.level) <= order.indexOf(second.level) ? first : second
 }
 
 function sha256Of(text: string): string {

@@ -1,13 +1,11 @@
 /** Proves what a purge destroys, in which order, and what no fault can make it leave out. */
 import assert from 'node:assert/strict'
 import { createPublicKey } from 'node:crypto'
-import { Readable } from 'node:stream'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { JobId, PrincipalId, PurgeId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { PurgeScope } from '@sluice/protocol/purge'
-import { bundleEntries, verifyBundle } from '@sluice/protocol/sealing/verify-bundle'
 import { verifyPurgeCertificate, verifyPurgeReport } from '@sluice/protocol/sealing/verify-purge'
 import { decideApproval } from '../access/approvals.ts'
 import { listAudit, verifyAudit } from '../audit/store.ts'
@@ -25,7 +23,6 @@ import { beginDeletion } from '../deletion/intent.ts'
 import { obligationsOfJob } from '../deletion/store.ts'
 import { changeState } from '../jobs/store.ts'
 import { beginApproved, endRefused, type PurgeDeps, requestPurge } from './begin.ts'
-import { purgeBundle } from './bundle.ts'
 import { interimReport } from './conclude.ts'
 import { acceptPurgeReceipt } from './receipts.ts'
 import { documentOf, purgeById } from './store.ts'
@@ -245,41 +242,6 @@ describe('a purge', () => {
     await settle([cam])
     assert.equal((await statesOf()).get(job), 'deleted')
     assert.equal((await rowOf(id)).state, 'concluded')
-  })
-
-  it('can be handed over as one bundle in which nothing can be changed', async () => {
-    const cam = await world.enrol('capture', { receiveKeys: 3 })
-    await world.job({ by: cam })
-    await world.job({ by: cam })
-    const id = await purge({ kind: 'everything' })
-    const pinned = createPublicKey(world.evidence.publicKeyPem)
-    const bundle = async () => {
-      const parts = { ...world.ground, evidence: world.evidence }
-      return Buffer.concat(await Array.fromAsync(purgeBundle(parts, id)))
-    }
-    const verify = (bytes: Buffer) => verifyBundle(Readable.from([bytes]), pinned)
-    assert.equal((await verify(await bundle())).document.kind, 'purge-report')
-    await world.work()
-    await settle([cam])
-    const bytes = await bundle()
-    const { document, certificates } = await verify(bytes)
-    assert.equal(document.kind, 'purge-certificate')
-    assert.equal(certificates, 2)
-    const names: string[] = []
-    for await (const { name } of bundleEntries(Readable.from([bytes]))) names.push(name)
-    for (const part of ['purge.json', 'certificate-', 'receipt-', 'agents-1', 'audit-1'])
-      assert.ok(
-        names.some((name) => name.startsWith(part)),
-        part,
-      )
-    assert.equal(names.at(-1), 'MANIFEST.json')
-    for (let offset = 0; offset < bytes.length; offset += 251) {
-      const changed = Buffer.from(bytes)
-      changed[offset]! ^= 1
-      await assert.rejects(verify(changed), isSluiceError, `at ${offset}`)
-    }
-    await assert.rejects(verify(bytes.subarray(0, -512)), withCode('evidence.invalid'))
-    await assert.rejects(verify(Buffer.concat([bytes, Buffer.alloc(512)])), isSluiceError)
   })
 
   it('concludes at once over nothing', async () => {

@@ -17,8 +17,8 @@ import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
 import { presentFields } from '../present-fields.ts'
 import { type PurgeDeps, requestPurge, withinOf } from './begin.ts'
-import { purgeBundle } from './bundle.ts'
-import { type ConcludeParts, interimReport } from './conclude.ts'
+import { type BundleParts, purgeBundle } from './bundle.ts'
+import { interimReport } from './conclude.ts'
 import { dutyProgress, endsReceiveKeys, needsApproval } from './rules.ts'
 import {
   countDeleted,
@@ -33,8 +33,7 @@ import {
   type Within,
 } from './store.ts'
 
-export type PurgeRoutesDeps = PurgeDeps &
-  ConcludeParts & { isConnected: (agent: AgentId) => boolean }
+export type PurgeRoutesDeps = PurgeDeps & BundleParts & { isConnected: (agent: AgentId) => boolean }
 
 /** How often a stream looks how far its purge has come, and shows that it lives. */
 const streamLookMs = 500

@@ -11,17 +11,21 @@ import type {
 import type { JobState } from '@sluice/protocol/job'
 import { limits } from '@sluice/protocol/limits'
 import type { PurgeScope } from '@sluice/protocol/purge'
+import type { BundleEvent } from '@sluice/protocol/purge-bundle'
 import type { Changes } from '../changes.ts'
 import type { Queries, Transaction } from '../database/database.ts'
 import {
   agents,
+  auditEvents,
   commands,
   evidenceDocuments,
   jobs,
   obligations,
   purges,
   receipts,
+  revocations,
 } from '../database/schema.ts'
+import { presentFields } from '../present-fields.ts'
 
 export type PurgeRow = typeof purges.$inferSelect
 
@@ -618,11 +622,31 @@ export async function confirmedOrders(sql: Queries, id: PurgeId) {
     .orderBy(asc(obligations.id))
 }
 
-/** Jobs of a purge by id, each with its certificate where it has one. */
-export function certifiedJobs(sql: Queries, id: PurgeId) {
-  return sql.all<{ jobId: JobId; state: JobState; envelope: string | null }>(
-    raw`SELECT jobs.id AS "jobId", state, envelope FROM jobs LEFT JOIN certificates ON certificates.job_id = jobs.id
-      WHERE jobs.id IN (${jobsOf(id)}) ORDER BY jobs.id`,
+/** Certificates in memory at a time; that of a job with many leases has a few hundred KiB. */
+const certificatePageJobs = 100
+
+/** Jobs of a purge by id, each with its certificate where it has one; a page in memory. */
+export function* certifiedJobs(
+  sql: Queries,
+  id: PurgeId,
+): Generator<{ jobId: JobId; envelope: string | null }> {
+  let after = ''
+  for (;;) {
+    const page = sql.all<{ jobId: JobId; envelope: string | null }>(
+      raw`SELECT purge_jobs.job_id AS "jobId", envelope FROM purge_jobs
+        LEFT JOIN certificates ON certificates.job_id = purge_jobs.job_id
+        WHERE purge_id = ${id} AND purge_jobs.job_id > ${after} ORDER BY purge_jobs.job_id LIMIT ${certificatePageJobs}`,
+    )
+    yield* page
+    if (page.length < certificatePageJobs) return
+    after = page.at(-1)!.jobId
+  }
+}
+
+export function countCertified(sql: Queries, id: PurgeId): number {
+  return count(
+    sql,
+    raw`SELECT count(*) AS n FROM purge_jobs JOIN certificates ON certificates.job_id = purge_jobs.job_id WHERE purge_id = ${id}`,
   )
 }
 
@@ -702,25 +726,47 @@ export function bundleAgents(sql: Queries, { id, after, items }: BundlePage) {
     raw`SELECT id, name, role, site, public_key_id AS "publicKeyId", joined_at_ms AS "joinedAtMs",
         certificate_serial AS "certificateSerial", certificate_expires_at_ms AS "certificateExpiresAtMs",
         revoked_at_ms AS "revokedAtMs", build
-      FROM agents WHERE id > ${after} AND (
-        id IN (SELECT agent_id FROM obligations WHERE subject_id = ${id} AND kind = 'purge.agent')
-        OR id IN (SELECT capture_agent_id FROM jobs WHERE id IN (${jobsOf(id)}))
-        OR id IN (SELECT node_id FROM leases WHERE job_id IN (${jobsOf(id)})))
-      ORDER BY id LIMIT ${items}`,
+      FROM agents WHERE id > ${after} AND ${isBundleAgent(id)} ORDER BY id LIMIT ${items}`,
   )
 }
 
-/** Audit events of the purge, of its jobs and of revoked agents of it, with the hashes of the chain. */
-export function bundleEvents(
+const isBundleAgent = (id: PurgeId): SQL =>
+  raw`(agents.id IN (SELECT agent_id FROM obligations WHERE subject_id = ${id} AND kind = 'purge.agent')
+    OR agents.id IN (SELECT capture_agent_id FROM jobs WHERE id IN (${jobsOf(id)}))
+    OR agents.id IN (SELECT node_id FROM leases WHERE job_id IN (${jobsOf(id)})))`
+
+/** Revocations of its agents, of a label that one of them carries, and of authorities. */
+export async function bundleRevocations(sql: Queries, { id, after, items }: BundlePage) {
+  return sql
+    .select()
+    .from(revocations)
+    .where(
+      raw`${revocations.id} > ${after} AND (kind = 'authority'
+        OR (kind = 'agent' AND target IN (SELECT id FROM agents WHERE ${isBundleAgent(id)}))
+        OR (kind = 'label' AND EXISTS (SELECT 1 FROM agents, json_each(agents.labels) AS label
+          WHERE label.key || '=' || label.value = target AND ${isBundleAgent(id)})))`,
+    )
+    .orderBy(asc(revocations.id))
+    .limit(items)
+}
+
+/** Audit events of the purge, its approval and its jobs, and of the revocation of its agents. */
+export async function bundleEvents(
   sql: Queries,
   { id, afterSeq, items }: { id: PurgeId; afterSeq: number; items: number },
-) {
-  return sql.all<{ seq: number }>(
-    raw`SELECT seq, at_ms AS "atMs", type, actor, site, job_id AS "jobId", agent_id AS "agentId", detail,
-        previous_sha256 AS "previousSha256", sha256
-      FROM audit_events WHERE seq > ${afterSeq} AND (job_id IN (${jobsOf(id)})
-        OR json_extract(detail, '$.purgeId') = ${id} OR (type = 'agent.revoked' AND agent_id IN
-          (SELECT agent_id FROM obligations WHERE subject_id = ${id} AND kind = 'purge.agent')))
-      ORDER BY seq LIMIT ${items}`,
-  )
+): Promise<BundleEvent[]> {
+  const rows = await sql
+    .select()
+    .from(auditEvents)
+    .where(
+      raw`seq > ${afterSeq} AND (job_id IN (${jobsOf(id)}) OR json_extract(detail, '$.purgeId') = ${id}
+        OR json_extract(detail, '$.approvalId') = (SELECT approval_id FROM purges WHERE id = ${id})
+        OR (type IN ('agent.revoked', 'revocation.made') AND agent_id IN (SELECT id FROM agents WHERE ${isBundleAgent(id)})))`,
+    )
+    .orderBy(asc(auditEvents.seq))
+    .limit(items)
+  return rows.map(({ jobId, agentId, sha256, ...rest }) => ({
+    event: { ...rest, ...presentFields({ jobId, agentId }) },
+    sha256,
+  }))
 }

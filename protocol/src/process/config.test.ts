@@ -4,7 +4,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { z } from 'zod'
-import { configReference, configTemplate, loadConfig, redactedConfig } from './config.ts'
+import {
+  configReference,
+  configSha256,
+  configTemplate,
+  loadConfig,
+  redactedConfig,
+} from './config.ts'
 
 const schema = z.strictObject({
   port: z
@@ -113,5 +119,11 @@ describe('configuration', () => {
     const shown = redactedConfig({ endpoint: 'https://me:hunter2@host/x', plain: 'https://host/' })
     assert.doesNotMatch(shown, /hunter2|me:/)
     assert.match(shown, /"https:\/\/host\/"/)
+  })
+
+  it('has one digest for one configuration, whatever its credentials', () => {
+    const digest = configSha256({ endpoint: 'https://me:hunter2@host/x' })
+    assert.equal(configSha256({ endpoint: 'https://me:hunter3@host/x' }), digest)
+    assert.notEqual(configSha256({ endpoint: 'https://me:hunter2@host/y' }), digest)
   })
 })

@@ -1,4 +1,5 @@
 /** Reads one strict configuration: defaults, then a file, then the environment, checked as a whole. */
+import { createHash } from 'node:crypto'
 import { constants } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { z } from 'zod'
@@ -266,6 +267,11 @@ export function configJsonSchema(schema: z.ZodObject): Record<string, unknown> {
  */
 export function redactedConfig(config: unknown): string {
   return JSON.stringify(config, (_key, value: unknown) => withoutCredentials(value), 2)
+}
+
+/** SHA-256, hex, of what `redactedConfig` shows: the same while the configuration is the same. */
+export function configSha256(config: unknown): string {
+  return createHash('sha256').update(redactedConfig(config)).digest('hex')
 }
 
 function withoutCredentials(value: unknown): unknown {

@@ -11,6 +11,7 @@ import {
 } from '../purge-bundle.ts'
 import { verifyStatement } from './dsse.ts'
 import { incomplete, invalid } from './evidence-problem.ts'
+import { type AuditFound, BundleAudit } from './verify-bundle-audit.ts'
 import { verifyCertificate } from './verify-certificate.ts'
 import { type VerifiedDocument, verifyDocument } from './verify-document.ts'
 import { verifyWriteOff } from './verify-write-off.ts'
@@ -21,6 +22,7 @@ export type VerifiedBundle = {
   bundle: PurgeBundle
   document: VerifiedDocument
   certificates: number
+  audit: AuditFound
 }
 
 /** One entry after another of a tar as our writer makes it; no other form is read. */
@@ -76,6 +78,7 @@ export async function verifyBundle(
 ): Promise<VerifiedBundle> {
   const files = createHash('sha256')
   const named = createHash('sha256')
+  const audit = new BundleAudit()
   let count = 0
   let certificates = 0
   let document: VerifiedDocument | undefined
@@ -93,6 +96,7 @@ export async function verifyBundle(
       throw invalid('it does not begin with the document of its purge')
     if (count === 1) document = verifyDocument(content, trustedKey)
     if (name.startsWith('write-off-')) verifyWriteOff(content, trustedKey)
+    if (name.startsWith('audit-')) audit.read(content)
     if (!name.startsWith('certificate-')) continue
     const { jobId } = verifyCertificate(content, trustedKey)
     if (name !== `certificate-${jobId}.json`) throw invalid('a certificate lies under another name')
@@ -103,7 +107,7 @@ export async function verifyBundle(
   if (bundle.filesCount !== count || bundle.filesSha256 !== files.digest('hex'))
     throw invalid('its files are not those of its manifest')
   checkDocument(document, { bundle, certificates, certificatesSha256: named.digest('hex') })
-  return { bundle, document, certificates }
+  return { bundle, document, certificates, audit: audit.found }
 }
 
 function checkDocument(
