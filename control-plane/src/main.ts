@@ -394,7 +394,10 @@ async function start(options: StartOptions): Promise<ControlPlane> {
           ...{ store, epochKeys, keys },
           lookAgainMs: config.sweep.everyHours * hourMs,
         }),
-        ...(exports && { 'audit.export': (duty: Obligation) => exportAudit(exports, duty) }),
+        ...(exports && {
+          'audit.export': (duty: Obligation, signal: AbortSignal) =>
+            exportAudit(exports, duty, signal),
+        }),
         'alert.deliver': (duty, signal) => deliverAlert(alertDeps, duty, signal),
         'approval.expire': (duty) => expireApproval(accessDeps, duty),
       },

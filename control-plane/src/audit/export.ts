@@ -1,5 +1,6 @@
 /** Brings audit events to their sink. A sink that fails leaves them owed, and nothing waits for it. */
-import { isSluiceError } from '@sluice/protocol/errors'
+import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
+import { limits } from '@sluice/protocol/limits'
 import { raiseAlert } from '../alerts/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database } from '../database/database.ts'
@@ -7,6 +8,7 @@ import { isWriteFailure } from '../database/write-failure.ts'
 import type { Outcome } from '../deletion/engine.ts'
 import type { Obligation } from '../deletion/rules.ts'
 import { markDone, oweAgain } from '../deletion/store.ts'
+import type { ChainHead } from './rules.ts'
 import { appendPage, type SinkDeps } from './sink.ts'
 import { advanceSink, appendAudit, lastSeqOf, sinkPosition } from './store.ts'
 
@@ -19,6 +21,8 @@ export type ExportDeps = {
   changes: Changes
   now: () => number
   sink: SinkDeps
+  /** `limits.auditSinkMsMax` unless a test has less time. */
+  timeoutMs?: number
 }
 
 /**
@@ -26,15 +30,20 @@ export type ExportDeps = {
  *
  * @throws SluiceError `audit_sink.failed`; the first of a row of failures is an event and an alert.
  */
-export async function exportAudit(deps: ExportDeps, duty: Obligation): Promise<Outcome> {
+export async function exportAudit(
+  deps: ExportDeps,
+  duty: Obligation,
+  signal = new AbortController().signal,
+): Promise<Outcome> {
   const { database, now } = deps
   for (;;) {
     const known = await database.read((sql) => sinkPosition(sql, sinkName))
     let head
     try {
-      head = await appendPage(deps.sink, known, pageEvents)
+      head = await appendInTime(deps, known, signal)
     } catch (error) {
-      if (duty.lastErrorCode === null && isSluiceError(error)) await sayFailed(deps, error.message)
+      if (duty.lastErrorCode === null && isSluiceError(error) && !signal.aborted)
+        await sayFailed(deps, error.message)
       throw error
     }
     const settled = await database.write(async (tx) => {
@@ -47,6 +56,34 @@ export async function exportAudit(deps: ExportDeps, duty: Obligation): Promise<O
       return true
     })
     if (settled) return 'settled'
+  }
+}
+
+/** Tries that hang, by the file: another one beside it would write the same lines twice. */
+const hanging = new Set<string>()
+
+/** A try that a file system holds up is left to itself; nobody waits for it any longer. */
+async function appendInTime(
+  { sink, timeoutMs = limits.auditSinkMsMax }: ExportDeps,
+  known: ChainHead,
+  signal: AbortSignal,
+): Promise<ChainHead> {
+  const late = new SluiceError('audit_sink.failed', 'the audit sink: its file system hangs', {
+    retry: 'later',
+    hint: 'Look at the disk, or the network, that auditSink.file is on.',
+  })
+  if (hanging.has(sink.path)) throw late
+  hanging.add(sink.path)
+  const over = AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)])
+  const work = appendPage(sink, known, pageEvents, over).finally(() => hanging.delete(sink.path))
+  const given = Promise.withResolvers<never>()
+  const giveUp = (): void => given.reject(late)
+  over.addEventListener('abort', giveUp, { once: true })
+  if (over.aborted) giveUp()
+  try {
+    return await Promise.race([work, given.promise])
+  } finally {
+    over.removeEventListener('abort', giveUp)
   }
 }
 

@@ -1,10 +1,9 @@
 import assert from 'node:assert/strict'
-import { constants } from 'node:fs'
 import {
   appendFile,
   mkdir,
   mkdtemp,
-  open,
+  type FileHandle,
   readFile,
   rm,
   symlink,
@@ -13,13 +12,14 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it, type TestContext } from 'node:test'
+import { setImmediate } from 'node:timers/promises'
 import { isSluiceError } from '@sluice/protocol/errors'
 import { alerts, obligations } from '../database/schema.ts'
 import { recordTry } from '../deletion/store.ts'
 import { testGround } from '../doubles.ts'
 import { exportAudit, keepExporting } from './export.ts'
 import { followChain } from './rules.ts'
-import { lineOf, type OpenFile } from './sink.ts'
+import { lineOf, type SinkFiles, sinkFiles } from './sink.ts'
 import { appendAudit, listAudit, sinkPosition } from './store.ts'
 
 const sinkFailed = (error: unknown) => isSluiceError(error, 'audit_sink.failed')
@@ -48,13 +48,22 @@ async function world(t: TestContext, events = 3) {
       ({ kind }) => kind === 'audit.export',
     )
   /** Owes what is new, and tries once. */
-  const work = async (more: { openFile?: OpenFile; path?: string; dataDir?: string } = {}) => {
+  const work = async (
+    more: {
+      files?: SinkFiles
+      path?: string
+      dataDir?: string
+      timeoutMs?: number
+      signal?: AbortSignal
+    } = {},
+  ) => {
     await keepExporting({ ...deps, report: (error) => assert.fail(String(error)) })[
       Symbol.asyncDispose
     ]()
     const owed = await duty()
     assert(owed)
-    return exportAudit({ ...deps, sink: { ...deps.sink, ...more } }, owed)
+    const { timeoutMs = 20_000, signal, ...sink } = more
+    return exportAudit({ ...deps, timeoutMs, sink: { ...deps.sink, ...sink } }, owed, signal)
   }
   const text = () => readFile(path, 'utf8')
   /** Everything in the database, once and in order. */
@@ -68,9 +77,6 @@ async function world(t: TestContext, events = 3) {
   }
   return { ground, folder, path, dataDir, happen, work, text, whole, duty, deps, eventsAfter }
 }
-
-const opened: OpenFile = (path) =>
-  open(path, constants.O_RDWR | constants.O_APPEND | constants.O_CREAT, 0o600)
 
 describe('audit sink', () => {
   it('holds every event once, in order, and goes on where it was', async (t) => {
@@ -89,25 +95,43 @@ describe('audit sink', () => {
         const { work, whole, duty } = await world(t)
         let effect = 0
         failures = 0
-        const openFile: OpenFile = async (path) =>
-          new Proxy(await opened(path), {
+        const willFail = () => effect + 1 === nth || (forGood && effect + 1 > nth)
+        const fails = (): void => {
+          const failing = willFail()
+          effect += 1
+          if (!failing) return
+          failures += 1
+          throw Object.assign(new Error('no room'), { code: 'ENOSPC' })
+        }
+        const failing = (opened: FileHandle) =>
+          new Proxy(opened, {
             get(file, name) {
               const member = Reflect.get(file, name, file) as unknown
               if (typeof member !== 'function') return member
               if (name === 'close') return () => file.close()
               return async (...given: [Buffer, ...unknown[]]) => {
-                effect += 1
-                if (effect === nth || (forGood && effect > nth)) {
-                  failures += 1
-                  // A full disk takes the first part of what is written.
-                  if (name === 'appendFile') await file.appendFile(given[0].subarray(0, 700))
-                  throw Object.assign(new Error('no room'), { code: 'ENOSPC' })
-                }
+                // A full disk takes the first part of what is written.
+                if (name === 'appendFile' && willFail())
+                  await file.appendFile(given[0].subarray(0, 700))
+                fails()
                 return (member as (...all: unknown[]) => unknown).apply(file, given)
               }
             },
           })
-        const outcome = await work({ openFile }).catch((error: unknown) => {
+        const files: SinkFiles = {
+          open: async (path) => failing(await sinkFiles.open(path)),
+          async create(path) {
+            fails()
+            return failing(await sinkFiles.create(path))
+          },
+          async place(from, to) {
+            fails()
+            await sinkFiles.place(from, to)
+            // Also what comes after the file has its name may fail.
+            fails()
+          },
+        }
+        const outcome = await work({ files }).catch((error: unknown) => {
           assert(sinkFailed(error), String(error))
           return 'owed'
         })
@@ -189,6 +213,78 @@ describe('audit sink', () => {
     await writeFile(path, `${first}\n`)
     await happen()
     await assert.rejects(work(), sinkFailed)
+  })
+
+  const shortened: Record<string, (text: string) => string> = {
+    emptied: () => '',
+    'cut in its first line': (text) => text.slice(0, 30),
+    'cut in its last line': (text) => text.slice(0, -30),
+    'cut after a line': (text) => `${text.split('\n')[0]}\n`,
+  }
+  for (const [what, cut] of Object.entries(shortened))
+    it(`takes a file that was ${what} for no rotation, and says so`, async (t) => {
+      const { work, whole, path, text, happen, deps } = await world(t)
+      await work()
+      await writeFile(path, cut(await text()))
+      const before = await text()
+      await happen()
+      await assert.rejects(work(), sinkFailed)
+      assert.equal(await text(), before)
+      const said = await deps.database.read((sql) => sql.select().from(alerts))
+      assert.deepEqual(
+        said.map(({ type }) => type),
+        ['audit-sink.failed'],
+      )
+      await rm(path)
+      assert.equal(await work(), 'settled', 'the control: moved away')
+      const rows = (await text()).trimEnd().split('\n')
+      assert.equal((JSON.parse(rows[0]!) as { seq: number }).seq, 4)
+      await assert.rejects(whole(), 'the first three are where it was moved to')
+    })
+
+  it('replaces nothing that came while it made a new file', async (t) => {
+    const { work, path, text } = await world(t)
+    const files: SinkFiles = {
+      ...sinkFiles,
+      async place(from, to) {
+        await writeFile(path, 'somebody else')
+        await sinkFiles.place(from, to)
+      },
+    }
+    await assert.rejects(work({ files }), sinkFailed)
+    assert.equal(await text(), 'somebody else')
+  })
+
+  it('waits for no file system that hangs, and never begins a second try beside one', async (t) => {
+    const { work, whole, duty } = await world(t)
+    const hangs = Promise.withResolvers<void>()
+    let begun = 0
+    const files: SinkFiles = {
+      ...sinkFiles,
+      async create(path) {
+        begun += 1
+        await hangs.promise
+        return sinkFiles.create(path)
+      },
+    }
+    await assert.rejects(work({ files, timeoutMs: 20 }), /hangs/)
+    await assert.rejects(work({ files, timeoutMs: 20 }), /hangs/)
+    await assert.rejects(work({ files, signal: AbortSignal.abort() }), /hangs/)
+    assert.equal(begun, 1)
+    assert.equal((await duty())?.state, 'due')
+    hangs.resolve()
+    const deadlineMs = Date.now() + 20_000
+    const settles = async (): Promise<unknown> => {
+      try {
+        return await work()
+      } catch (error) {
+        if (!sinkFailed(error) || Date.now() > deadlineMs) throw error
+        await setImmediate()
+        return settles()
+      }
+    }
+    assert.equal(await settles(), 'settled')
+    await whole()
   })
 
   it('refuses a link, and a place in the data directory', async (t) => {

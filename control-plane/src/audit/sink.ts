@@ -1,16 +1,24 @@
 /** One append-only file with every audit event: only ever continued, and read back before it counts. */
 import { constants } from 'node:fs'
-import { type FileHandle, open, realpath } from 'node:fs/promises'
+import { type FileHandle, link, open, realpath, rm } from 'node:fs/promises'
 import { dirname, resolve, sep } from 'node:path'
 import { canonicalJson } from '@sluice/protocol/canonical'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
+import { syncFolder } from '../data-directory.ts'
 import { type ChainedEvent, type ChainHead, followChain } from './rules.ts'
 
 /** An event is below 64 KiB: its detail is flat and its texts are bounded. */
 const lineBytesMax = 64 * 1024
 
-/** What the sink needs of the file; tests let them fail. */
-export type OpenFile = (path: string) => Promise<FileHandle>
+/** What the sink needs of the disk; tests let it fail, or hang. */
+export type SinkFiles = {
+  /** Opens what is there, for reading and appending, but no link. */
+  open(path: string): Promise<FileHandle>
+  /** Makes a new one, 0600, in place of what an earlier try left there. */
+  create(path: string): Promise<FileHandle>
+  /** Gives a file its name, durably. */
+  place(from: string, to: string): Promise<void>
+}
 
 export type SinkDeps = {
   path: string
@@ -18,7 +26,7 @@ export type SinkDeps = {
   dataDir: string
   /** Events after `seq`, in their order, at most `items`. */
   eventsAfter: (seq: number, items: number) => Promise<ChainedEvent[]>
-  openFile?: OpenFile
+  files?: SinkFiles
 }
 
 /** The line of an event, as it lies in the file. */
@@ -26,53 +34,97 @@ export function lineOf(event: ChainedEvent): string {
   return `${canonicalJson(event)}\n`
 }
 
-const openForAppending: OpenFile = (path) =>
-  open(
-    path,
-    constants.O_RDWR | constants.O_APPEND | constants.O_CREAT | constants.O_NOFOLLOW,
-    0o600,
-  )
+const noLink = constants.O_RDWR | constants.O_APPEND | constants.O_NOFOLLOW
+
+export const sinkFiles: SinkFiles = {
+  open: (path) => open(path, noLink),
+  async create(path) {
+    await rm(path, { force: true })
+    return open(path, noLink | constants.O_CREAT | constants.O_EXCL, 0o600)
+  },
+  async place(from, to) {
+    // Not a rename: what came there meanwhile is not ours to replace.
+    await link(from, to)
+    await rm(from)
+    await syncFolder(dirname(resolve(to)))
+  },
+}
 
 /**
- * Appends the next events.
+ * Appends the next events. Without a file, whoever keeps it has moved the old one away, and a new one
+ * begins; it gets its name only with its first page in it, so that an empty file is never ours.
  *
- * @param known How far the file is known to reach. One that is empty was moved away: it goes on there.
+ * @param known How far the file is known to reach.
  * @param items At most this many.
+ * @param signal Nothing is written any more once it aborts.
  * @returns How far it reaches now; the same as before when nothing is left to append.
  * @throws SluiceError `audit_sink.failed` when it cannot be written, or holds what does not continue
- * the chain; nothing of that is ever cut off.
+ * the chain, or no longer what it held; nothing of that is ever cut off.
  */
 export async function appendPage(
   deps: SinkDeps,
   known: ChainHead,
   items: number,
+  signal?: AbortSignal,
 ): Promise<ChainHead> {
+  const { path, files = sinkFiles } = deps
   try {
     await refuseOwnFolder(deps)
-    const file = await (deps.openFile ?? openForAppending)(deps.path)
-    try {
-      const facts = await file.stat()
-      if (!facts.isFile()) throw failed('it is not a regular file')
-      const { head, bytes } = await tailOf(file, facts.size, deps, known)
-      const events = await deps.eventsAfter(head.seq, items)
-      const verdict = followChain(events, head)
-      if (!verdict.whole)
-        throw failed(`it does not continue at event ${verdict.seq}: ${verdict.reason}`)
-      if (events.length === 0) return head
-      const page = Buffer.from(events.map(lineOf).join(''))
-      await file.appendFile(page)
-      await file.datasync()
-      if (!(await readExactly(file, bytes, page.length)).equals(page))
-        throw failed('what was read back is not what was written')
-      return verdict.head
-    } finally {
-      await file.close()
-    }
+    const there = await files.open(path).catch(absent)
+    if (there) return await continueFile(there, { deps, known, items, signal })
+    const beginning = `${path}.new`
+    const head = await continueFile(await files.create(beginning), {
+      deps,
+      known,
+      items,
+      signal,
+      fresh: true,
+    })
+    if (head.seq > known.seq) await files.place(beginning, path)
+    return head
   } catch (cause) {
     if (isSluiceError(cause)) throw cause
     const { code } = cause as NodeJS.ErrnoException
     if (code === undefined) throw cause
     throw failed(code === 'ELOOP' ? 'it is a link' : code, cause)
+  }
+}
+
+function absent(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== 'ENOENT') throw error
+}
+
+async function continueFile(
+  file: FileHandle,
+  page: {
+    deps: SinkDeps
+    known: ChainHead
+    items: number
+    signal: AbortSignal | undefined
+    fresh?: boolean
+  },
+): Promise<ChainHead> {
+  const { deps, known, items, signal, fresh = false } = page
+  try {
+    const facts = await file.stat()
+    if (!facts.isFile()) throw failed('it is not a regular file')
+    const { head, bytes } = fresh
+      ? { head: known, bytes: 0 }
+      : await tailOf(file, facts.size, deps, known)
+    const events = await deps.eventsAfter(head.seq, items)
+    const verdict = followChain(events, head)
+    if (!verdict.whole)
+      throw failed(`it does not continue at event ${verdict.seq}: ${verdict.reason}`)
+    if (events.length === 0) return head
+    if (signal?.aborted === true) throw failed('it took too long')
+    const lines = Buffer.from(events.map(lineOf).join(''))
+    await file.appendFile(lines)
+    await file.datasync()
+    if (!(await readExactly(file, bytes, lines.length)).equals(lines))
+      throw failed('what was read back is not what was written')
+    return verdict.head
+  } finally {
+    await file.close()
   }
 }
 
@@ -93,6 +145,7 @@ async function tailOf(
   const text = await readExactly(file, from, size - from)
   const end = text.lastIndexOf(0x0a) + 1
   if (end === 0 && from > 0) throw failed('its last line is none of ours')
+  if (end === 0 && known.seq > 0) throw failed(`it was emptied: it held event ${known.seq}`)
   const torn = text.subarray(end)
   const lines = text.subarray(0, end)
   const head = end === 0 ? known : await lastEvent(lines, deps)
