@@ -237,15 +237,27 @@ export async function retireAuthority(
   })
 }
 
-/** The worker of `authority.retire`: once all that are here have adopted, or when the time is over. */
+/** An agent that is away for so long does not come back by itself soon: it tries twice in that time. */
+const awayMs = 2 * limits.reconnectMsMax
+/** Since when nobody who owes an adoption was seen; of this process, as links are. */
+const awaySince = new WeakMap<RotationDeps, { duty: Obligation['id']; atMs: number }>()
+
+/**
+ * The worker of `authority.retire`: once all that are here have adopted, or when the time is over.
+ * Who has just lost its link, as all have at a start, is not given up for that.
+ */
 export async function retireInTime(deps: RotationDeps, duty: Obligation): Promise<Outcome> {
   const { database, now, isConnected } = deps
   const owing = await database.read((sql) => adoptersOf(sql, duty.subjectId ?? ''))
-  const here = owing.some(
-    ({ agentId, revokedAtMs }) => revokedAtMs === null && isConnected(agentId),
-  )
+  const left = owing.filter(({ revokedAtMs }) => revokedAtMs === null)
   const leftMs = duty.deadlineAtMs - now()
-  if (here && leftMs > 0) return { waitMs: Math.min(leftMs, nodeWaitsMs) }
+  const areAway = left.every(({ agentId }) => !isConnected(agentId))
+  const known = awaySince.get(deps)
+  const since = areAway && known?.duty === duty.id ? known.atMs : now()
+  if (areAway) awaySince.set(deps, { duty: duty.id, atMs: since })
+  else awaySince.delete(deps)
+  const isOver = left.length === 0 || (areAway && now() - since >= awayMs)
+  if (!isOver && leftMs > 0) return { waitMs: Math.min(leftMs, nodeWaitsMs) }
   await retireAuthority(deps, { abandon: true, actor: { kind: 'system' } })
   return settle(deps, duty)
 }
