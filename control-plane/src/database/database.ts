@@ -105,6 +105,12 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
     failing = true
   }
 
+  /** Settles when what has come in over the network has been read; at once when nobody waits. */
+  function allRead(): Promise<void> | undefined {
+    if (queue.length === 0) return undefined
+    return new Promise((resolve) => void afterReading(resolve))
+  }
+
   async function writeQueued(): Promise<void> {
     const group = queue.slice(0, groupChangesMax)
     queue = queue.slice(groupChangesMax)
@@ -127,8 +133,10 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
     write<T>(change: (transaction: Transaction) => Promise<T>): Promise<T> {
       const { promise, resolve, reject } = Promise.withResolvers<T>()
       queue.push({ change, done: (value) => resolve(value as T), failed: reject })
-      // Whoever comes first works off the others too; later turns find nothing left to do.
-      tail = tail.then(writeQueued)
+      // Whoever comes first works off the others too; later turns find nothing left to do. A turn
+      // begins once everything that had come in is read: frames come one by one, and a commit for
+      // each of a fleet's would be an fsync each.
+      tail = tail.then(allRead).then(writeQueued)
       return promise
     },
     async [Symbol.asyncDispose]() {
@@ -144,6 +152,9 @@ type Queued = {
   done: (value: unknown) => void
   failed: (error: unknown) => void
 }
+
+/** Node's own, also where a test moves the clock by hand. */
+const afterReading = setImmediate
 
 /** SQLite's own default: so many pages of the log are copied into the database with a commit. */
 const checkpointPages = 1000
