@@ -15,6 +15,7 @@ import {
   ed25519Signer,
   keyIdOf,
   type PayloadType,
+  preAuthEncoding,
   signStatement,
 } from '@sluice/protocol/sealing/dsse'
 import {
@@ -98,6 +99,24 @@ export function confirm(n: number, changed: Partial<Receipt> = {}, by?: Party, j
       receiptSha256: sha256(Buffer.from(envelope.payload, 'base64')),
     },
   }
+}
+
+/** The n-th confirmation in other bytes, signed by whom it should be. */
+export function confirmInBytes(
+  n: number,
+  bytesOf: (text: string) => string | Buffer,
+): ReturnType<typeof confirm> {
+  const { held } = confirm(n)
+  const { signer } = confirmations[n]!.by
+  const statement = Buffer.from(confirm(n).envelope.payload, 'base64').toString()
+  const payload = Buffer.from(bytesOf(statement))
+  const sig = signer.sign(preAuthEncoding(receiptPayloadType, payload)).toString('base64')
+  const envelope = {
+    payload: payload.toString('base64'),
+    payloadType: receiptPayloadType as PayloadType,
+    signatures: [{ keyid: signer.keyId, sig }],
+  }
+  return { envelope, held: { ...held, receiptSha256: sha256(payload) } }
 }
 
 export function signerOf({ id: holderId, publicKey }: Party): EvidenceSigner {

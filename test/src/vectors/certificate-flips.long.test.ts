@@ -1,11 +1,17 @@
 import { describe, it } from 'node:test'
 import { jobFile, purgeFile } from './certificate-cases.ts'
-import { byteCases, jobCases, purgeCases, replicaCases } from './certificate-mutations.ts'
+import {
+  byteCases,
+  jobCases,
+  purgeCases,
+  receiptByteCases,
+  replicaCases,
+} from './certificate-mutations.ts'
 import { assertAgree, assertFlipsRefused } from './certificates.test-setup.ts'
 
 describe('both verifiers', () => {
   it('say the same of every changed document', () => {
-    const all = [jobCases, replicaCases, purgeCases, byteCases].flat()
+    const all = [jobCases, receiptByteCases, replicaCases, purgeCases, byteCases].flat()
     return assertAgree(all, all)
   })
 

@@ -6,6 +6,7 @@ import type { Receipt } from '@sluice/protocol/receipt'
 import { canonicalJson } from '@sluice/protocol/canonical'
 import {
   confirm,
+  confirmInBytes,
   evidence,
   jobFacts,
   jobFile,
@@ -98,6 +99,70 @@ export const replicaCases: Case[] = [
     facts.holders[1] = other.held
     facts.receipts[1] = other.envelope
   }),
+]
+
+const oddBytes: [string, (text: string) => string | Buffer][] = [
+  ['a space', (text) => `${text} `],
+  ['a line feed', (text) => `${text}\n`],
+  ['a line feed inside', (text) => text.replace(',', ',\n')],
+  ['itself twice', (text) => `${text}\n${text}`],
+  ['nothing', () => ''],
+  ['only a line feed', () => '\n'],
+  ['a zero byte', (text) => `${text}\0`],
+  ['broken UTF-8', (text) => Buffer.concat([Buffer.from(text), Buffer.from([0xff])])],
+  ['half of it', (text) => text.slice(0, text.length / 2)],
+  ['an escape', (text) => text.replace('receipt', 'r\\u0065ceipt')],
+  ['another order', (text) => reversed(text)],
+  ['many levels', () => nested(40)],
+]
+
+/** Receipts that are signed as they should be, and are no canonical JSON. */
+export const receiptByteCases: Case[] = [
+  ...oddBytes.flatMap(([name, bytesOf]) => [
+    changedJob(`a receipt: ${name}`, notCanonical, (facts) =>
+      answer(facts, 2, confirmInBytes(2, bytesOf)),
+    ),
+  ]),
+  // What is wrong with an earlier receipt is told first.
+  changedJob('a receipt: another job, then a space', invalid, (facts) => {
+    answer(facts, 1, confirm(1, {}, undefined, 2))
+    answer(
+      facts,
+      2,
+      confirmInBytes(2, (text) => `${text} `),
+    )
+  }),
+  changedJob('a receipt: a space, then another job', notCanonical, (facts) => {
+    answer(
+      facts,
+      1,
+      confirmInBytes(1, (text) => `${text} `),
+    )
+    answer(facts, 2, confirm(2, {}, undefined, 2))
+  }),
+  changedJob('a receipt: another job, then a stranger', invalid, (facts) => {
+    answer(facts, 1, confirm(1, {}, undefined, 2))
+    answer(facts, 2, confirm(2, {}, stranger))
+  }),
+  changedJob('a receipt: a stranger, then another job', untrusted, (facts) => {
+    answer(facts, 1, confirm(1, {}, stranger))
+    answer(facts, 2, confirm(2, {}, undefined, 2))
+  }),
+  changedJob('a receipt: a space, then a stranger', notCanonical, (facts) => {
+    answer(
+      facts,
+      1,
+      confirmInBytes(1, (text) => `${text} `),
+    )
+    answer(facts, 2, confirm(2, {}, stranger))
+  }),
+  changedJob('a receipt: just its own', 'verified', (facts) =>
+    answer(
+      facts,
+      2,
+      confirmInBytes(2, (text) => text),
+    ),
+  ),
 ]
 
 const jobHolders = jobFacts().holders.map((_, n) => n)
@@ -300,7 +365,10 @@ export const purgeCases: Case[] = [
 ]
 
 const text = jobFile().toString()
-const nested = (levels: number) => '['.repeat(levels) + ']'.repeat(levels)
+function nested(levels: number): string {
+  return '['.repeat(levels) + ']'.repeat(levels)
+}
+
 const texts: [string, string | Buffer, string][] = [
   ['nothing', '', notCanonical],
   ['a space', `${text} `, notCanonical],

@@ -5,7 +5,13 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { evidence, jobFile, purgeFile, purgeReportFile, writeOffFile } from './certificate-cases.ts'
-import { byteCases, jobCases, purgeCases, replicaCases } from './certificate-mutations.ts'
+import {
+  byteCases,
+  jobCases,
+  purgeCases,
+  receiptByteCases,
+  replicaCases,
+} from './certificate-mutations.ts'
 import {
   assertAgree,
   assertFlipsRefused,
@@ -46,6 +52,9 @@ describe('both verifiers', () => {
   // One of each kind for the slower one; certificate-flips.long.test.ts gives it every case.
   it('agree on job certificates that were changed and signed anew', () =>
     assertAgree(jobCases, oneOfEach(jobCases)))
+
+  it('agree on receipts that are not canonical, and on which problem comes first', () =>
+    assertAgree(receiptByteCases, receiptByteCases))
 
   it('agree on job certificates with replicas', () => assertAgree(replicaCases, replicaCases))
 
