@@ -118,7 +118,8 @@ export const controlPlaneConfig = z
     }),
     offlineMaxMs: duration.default(limits.offlineMsMaxDefault).meta({
       env: 'SLUICE_OFFLINE_MAX_MS',
-      description: 'How long a capture host may go on sealing without contact, in milliseconds.',
+      description:
+        'How long a capture host may go on sealing without contact, and its unfinished jobs wait for it, in milliseconds.',
     }),
     keys: z
       .strictObject({

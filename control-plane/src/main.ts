@@ -13,7 +13,7 @@ import { hasPrincipal, principalExecutors } from './access/tokens.ts'
 import { deliverAlert } from './alerts/deliver.ts'
 import { alertRoutes } from './alerts/routes.ts'
 import { openWebhook } from './alerts/webhook.ts'
-import { exportAudit, keepExporting } from './audit/export.ts'
+import { exportAudit, keepExporting, viewOfSink } from './audit/export.ts'
 import { auditRoutes } from './audit/routes.ts'
 import { appendAudit, listAudit } from './audit/store.ts'
 import { buildVersion } from './build.ts'
@@ -352,7 +352,10 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       sweepRoutes({ database, changes, now, sweeps }),
       obligationRoutes({ database, now }),
       alertRoutes(alertDeps),
-      auditRoutes({ database, changes, now }),
+      auditRoutes({
+        ...{ database, changes, now },
+        sink: () => viewOfSink(database, config.auditSink.file),
+      }),
     ],
   })
   const operators = started.use(

@@ -1,6 +1,7 @@
 /** Describes the API as OpenAPI 3.1, from the access table and the schemas that check every request. */
 import { z } from 'zod'
 import {
+  auditSinkView,
   auditVerdict,
   authoritiesReply,
   createdJoinToken,
@@ -85,6 +86,7 @@ const routeShapes: Readonly<Record<string, RouteShape>> = {
     reply: pageOf(z.strictObject({ ...auditEvent.shape, sha256: z.string() })),
   },
   'GET /v1/audit/verify': { reply: auditVerdict },
+  'GET /v1/audit/sink': { reply: auditSinkView },
   'GET /v1/jobs/:id/events': { replyType: 'text/event-stream' },
   'GET /v1/jobs/:id/result': { replyType: 'application/octet-stream' },
   'GET /v1/jobs': { query: jobsQuery, reply: pageOf(jobView) },

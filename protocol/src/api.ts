@@ -258,6 +258,20 @@ export const statusReply = z.strictObject({
 })
 export type StatusReply = z.infer<typeof statusReply>
 
+/** How far the audit sink has come. */
+export const auditSinkView = z.strictObject({
+  /** Where it is; absent when none is configured. */
+  file: z.string().optional(),
+  /** The last event it holds, 0 for none. */
+  lastSeq: z.int().nonnegative(),
+  exportedAtMs: instant.optional(),
+  /** Events that it does not hold yet. */
+  lagEvents: z.int().nonnegative(),
+  lastErrorCode: z.enum(errorCodes).optional(),
+  lastError: z.string().optional(),
+})
+export type AuditSinkView = z.infer<typeof auditSinkView>
+
 export const auditVerdict = z.strictObject({
   whole: z.boolean(),
   /** The last event when whole; else the first place where the chain does not hold. */

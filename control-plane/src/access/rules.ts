@@ -306,6 +306,12 @@ export const routeRules: readonly RouteRule[] = [
     may: ['security'],
     about: 'Follows the chain of all audit events.',
   },
+  {
+    method: 'GET',
+    path: '/v1/audit/sink',
+    may: ['security'],
+    about: 'How far the audit sink has come.',
+  },
 ]
 
 /** The rule of a request, or undefined when no route has that method and path. */

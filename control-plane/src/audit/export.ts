@@ -1,4 +1,5 @@
 /** Brings audit events to their sink. A sink that fails leaves them owed, and nothing waits for it. */
+import type { AuditSinkView } from '@sluice/protocol/api'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { raiseAlert } from '../alerts/store.ts'
@@ -9,8 +10,9 @@ import type { Outcome } from '../deletion/engine.ts'
 import type { Obligation } from '../deletion/rules.ts'
 import { markDone, oweAgain } from '../deletion/store.ts'
 import type { ChainHead } from './rules.ts'
+import { presentFields } from '../present-fields.ts'
 import { appendPage, type SinkDeps } from './sink.ts'
-import { advanceSink, appendAudit, lastSeqOf, sinkPosition } from './store.ts'
+import { advanceSink, appendAudit, lastSeqOf, sinkFacts, sinkPosition } from './store.ts'
 
 /** There is one sink; rows are by its name, so that another can come beside it. */
 export const sinkName = 'file'
@@ -102,6 +104,16 @@ async function sayFailed({ database, changes, now }: ExportDeps, why: string): P
       },
       changes,
     )
+  })
+}
+
+/** How far the sink at `file` has come. */
+export function viewOfSink(database: Database, file: string | undefined): Promise<AuditSinkView> {
+  return database.read(async (sql) => {
+    const { seq } = await sinkPosition(sql, sinkName)
+    const lagEvents = Math.max(0, (await lastSeqOf(sql)) - seq)
+    const facts = presentFields(await sinkFacts(sql, sinkName))
+    return { ...(file === undefined ? {} : { file }), lastSeq: seq, lagEvents, ...facts }
   })
 }
 

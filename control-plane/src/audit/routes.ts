@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Hono } from 'hono'
 import { streamSSE } from 'hono/streaming'
 import { z } from 'zod'
-import { pageQuery } from '@sluice/protocol/api'
+import { type AuditSinkView, pageQuery } from '@sluice/protocol/api'
 import { SluiceError } from '@sluice/protocol/errors'
 import { agentId, jobId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
@@ -39,7 +39,12 @@ const streamPulseMs = 5_000
 const streamLookMs = 1_000
 const streamPageEvents = 200
 
-export function auditRoutes(deps: { database: Database; changes: Changes; now: () => number }) {
+export function auditRoutes(deps: {
+  database: Database
+  changes: Changes
+  now: () => number
+  sink: () => Promise<AuditSinkView>
+}) {
   const { database, changes, now } = deps
   const routes = new Hono<AccessEnv>()
   let streams = 0
@@ -65,6 +70,8 @@ export function auditRoutes(deps: { database: Database; changes: Changes; now: (
     const verdict = await verifyAudit(database, noted)
     return c.json(verdict.whole ? { whole: true, ...verdict.head } : verdict)
   })
+
+  routes.get('/v1/audit/sink', async (c) => c.json(await deps.sink()))
 
   routes.get('/v1/jobs/:id/events', async (c) => {
     const job = jobId.safeParse(c.req.param('id'))

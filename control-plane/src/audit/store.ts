@@ -4,7 +4,7 @@ import type { Actor, AuditEvent, AuditEventType } from '@sluice/protocol/audit-e
 import type { AgentId, JobId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { Database, Queries, Transaction } from '../database/database.ts'
-import { auditEvents, auditExports } from '../database/schema.ts'
+import { auditEvents, auditExports, obligations } from '../database/schema.ts'
 import {
   auditEventSha256,
   type ChainedEvent,
@@ -186,6 +186,20 @@ export async function sinkPosition(queries: Queries, sink: string): Promise<Chai
   return row === undefined
     ? { seq: 0, sha256: chainStart }
     : { seq: row.lastSeq, sha256: row.lastSha256 }
+}
+
+/** When the sink last took something, and what last went wrong with it. */
+export async function sinkFacts(queries: Queries, sink: string) {
+  const row = await queries.query.auditExports.findFirst({ where: eq(auditExports.sink, sink) })
+  const duty = await queries.query.obligations.findFirst({
+    columns: { lastErrorCode: true, lastError: true },
+    where: and(eq(obligations.subjectId, sink), eq(obligations.kind, 'audit.export')),
+  })
+  return {
+    exportedAtMs: row?.exportedAtMs ?? null,
+    lastErrorCode: duty?.lastErrorCode ?? null,
+    lastError: duty?.lastError ?? null,
+  }
 }
 
 export async function advanceSink(

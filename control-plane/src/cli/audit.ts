@@ -3,11 +3,11 @@ import { createReadStream } from 'node:fs'
 import { createInterface } from 'node:readline'
 import type { Command } from 'commander'
 import { z } from 'zod'
-import { auditVerdict, pageOf } from '@sluice/protocol/api'
+import { auditSinkView, auditVerdict, pageOf } from '@sluice/protocol/api'
 import { auditEvent } from '@sluice/protocol/audit-event'
 import { SluiceError } from '@sluice/protocol/errors'
 import { type ChainHead, chainStart, followChain } from '../audit/rules.ts'
-import { instant, say, sayList, type View } from './output.ts'
+import { instant, say, sayFacts, sayList, type View } from './output.ts'
 import { addCommand, withClient } from './program.ts'
 
 const listed = z.strictObject({ ...auditEvent.shape, sha256: z.string() })
@@ -42,6 +42,15 @@ export function addAuditCommands(program: Command): void {
         })
       }),
     )
+
+  addCommand(audit, 'sink', {
+    does: 'show how far the audit sink has come, and what last went wrong',
+    example: 'sluice audit sink',
+  }).action(async (options: View) =>
+    withClient(async (client) =>
+      sayFacts(await client.get('/v1/audit/sink', auditSinkView), options),
+    ),
+  )
 
   addCommand(audit, 'verify', {
     does: 'follow the chain of all events; with a head noted earlier, also see a cut end',
