@@ -8,7 +8,7 @@ it(
   'a purge ends what a fleet holds, and each agent signs for it',
   { timeout: 110_000 },
   async (t) => {
-    const figures = await provePurge({ simulated: 200, away: 10, real: { captures: 3, nodes: 1 } })
+    const figures = await provePurge({ simulated: 200, away: 10, real: { captures: 2, nodes: 1 } })
     t.diagnostic(printable([figures]))
   },
 )
