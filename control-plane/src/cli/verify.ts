@@ -101,7 +101,8 @@ function tellJob(summary: CertificateSummary, view: View): void {
   sayFacts({ ...facts, leases: leases.length }, view)
   say('\nholders')
   sayList(holders, view, {
-    HOLDER: (item) => item.holder.kind,
+    HOLDER: ({ holder }) =>
+      holder.place === undefined ? holder.kind : `${holder.kind} ${holder.place}`,
     WIPED: (item) => instant(item.wipedAtMs, view),
     METHOD: (item) => item.method,
     CHECKED: (item) => item.checked.join('; '),

@@ -50,14 +50,14 @@ const policyName = 'sluice-revoked-sessions'
 export function createGrantRole(options: GrantRoleOptions): GrantRole {
   const { region, requestHandler, roleArn, bucket } = options
   const roleName = roleArn.split('/').at(-1) ?? ''
-  const common = {
+  const both = {
     region,
     requestHandler,
     // Else the clients would keep what they read first for as long as they live.
     credentials: async () => ({ ...(await options.credentials()), expiration: new Date(0) }),
   }
-  const sts = new STSClient({ ...common, endpoint: options.endpoint })
-  const iam = new IAMClient({ ...common, endpoint: options.iamEndpoint })
+  const sts = new STSClient({ ...both, endpoint: options.endpoint })
+  const iam = new IAMClient({ ...both, endpoint: options.iamEndpoint })
   let session: Promise<SessionCredentials> | undefined
 
   async function begin(): Promise<SessionCredentials> {

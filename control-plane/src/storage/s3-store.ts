@@ -98,7 +98,7 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
     },
     ...{ dispatcher: lone, timeoutMs, now: options.now },
   })
-  const requestHandler = {
+  const wire = {
     requestTimeout: timeoutMs,
     throwOnRequestTimeout: true,
     connectionTimeout: connectTimeoutMs,
@@ -117,13 +117,13 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
       return { ...current, expiration: new Date(0) }
     },
     maxAttempts: 3,
-    requestHandler,
+    requestHandler: wire,
   })
   const role =
     options.grantRole &&
     createGrantRole({
       ...options.grantRole,
-      ...{ endpoint: options.endpoint, region: options.region, bucket, requestHandler },
+      ...{ endpoint: options.endpoint, region: options.region, bucket, requestHandler: wire },
       credentials: options.credentials,
     })
   /** Signs grants, and nothing else. */
@@ -132,7 +132,7 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
         ...place,
         // Else it would go on with a session that was revoked.
         credentials: async () => ({ ...(await role.credentials()), expiration: new Date(0) }),
-        requestHandler,
+        requestHandler: wire,
       })
     : client
 

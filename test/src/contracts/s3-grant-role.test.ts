@@ -20,7 +20,7 @@ describe('grants that a role signs', { skip }, () => {
   let http: Agent
   let authorities: string
   before(async () => {
-    s3 = await startS3Server()
+    s3 = await startS3Server({ sts: true })
     authorities = await readFile(s3.caFile, 'utf8')
     http = new Agent({ connect: { ca: authorities, minVersion: 'TLSv1.3' } })
     await s3.createBucket(bucket)

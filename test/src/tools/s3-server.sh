@@ -5,6 +5,7 @@
 #
 #   s3-server.sh check                      exit 0 when the programs are here, else name the packages
 #   s3-server.sh up    DIR [PORT]           start; PORT 0 or none: a free one. Prints KEY=value lines
+#                                           S3_STS=true in the environment: it knows sessions of roles
 #   s3-server.sh down  DIR [--gateway]      end with the objects saved; --gateway: an outage, "up" ends it
 #   s3-server.sh down  DIR --purge          end at once and remove DIR
 #   s3-server.sh env   DIR                  the KEY=value lines again
@@ -183,7 +184,7 @@ write_gateway_conf() {
 [client.rgw]
 rgw frontends = beast ssl_endpoint=127.0.0.1:$1 ssl_certificate=$DIR/tls/cert.pem ssl_private_key=$DIR/tls/key.pem ssl_options=$tls tcp_nodelay=1
 rgw enable apis = s3, admin, sts, iam
-rgw s3 auth use sts = true
+rgw s3 auth use sts = ${S3_STS:-false}
 rgw sts key = 0123456789abcdef
 rgw thread pool size = 128
 rgw relaxed region enforcement = true

@@ -74,13 +74,18 @@ async function readCredentials(file: string): Promise<S3Credentials> {
   }
 }
 
-/** Starts a server with an empty store; about two seconds. Everything is gone after disposal. */
-export async function startS3Server(): Promise<S3Server> {
+/**
+ * Starts a server with an empty store; about two seconds. Everything is gone after disposal.
+ *
+ * @param options.sts It knows sessions of roles, and says `AccessDenied` of any key it does not know.
+ */
+export async function startS3Server({ sts = false } = {}): Promise<S3Server> {
   await using cleanup = new AsyncDisposableStack()
   const folder = cleanup.use(await makeTemporaryDirectory('s3'))
   const server = join(folder.path, 'server')
   const up = async (port: string): Promise<Record<string, string>> => {
-    const { stdout } = await run(script, ['up', server, port])
+    const env = { ...process.env, S3_STS: String(sts) }
+    const { stdout } = await run(script, ['up', server, port], { env })
     return parseLines(stdout)
   }
   const values = await up('0')
