@@ -70,7 +70,7 @@ export function addSweepCommands(program: Command): void {
           ...(options.sweep === undefined ? {} : { sweep: options.sweep }),
           ...(options.open === true ? { open: 'true' } : {}),
         })
-        const page = await client.get(`/v1/sweep-findings?${query}`, pageOf(findingView))
+        const page = await client.get(`/v1/sweep-findings?${query.toString()}`, pageOf(findingView))
         sayList(page.items, options, {
           ID: (item) => item.id,
           KIND: (item) => item.kind,

@@ -10,18 +10,10 @@ export async function loseFound(deps: JobDeps, { kind, jobId }: Difference): Pro
   if (jobId === undefined) return false
   const lose = (what: string, still: Parameters<typeof loseJob>[1]['still']) =>
     loseJob(deps, { jobId: jobId satisfies JobId, what, still })
-  switch (kind) {
-    case 'missing.object':
-      return lose('object', async (_sql, job) => needsObject(job))
-    case 'missing.spool':
-      return lose('spool', async (_sql, job) => needsSpool(job))
-    case 'missing.key':
-      return lose('key', async (sql, job) => needsKey(job.state) && !(await hasKey(sql, job.id)))
-    case 'orphan.object':
-    case 'orphan.upload':
-    case 'orphan.spool':
-    case 'orphan.lease':
-    case 'orphan.key':
-      return false
-  }
+  if (kind === 'missing.object') return lose('object', async (_sql, job) => needsObject(job))
+  if (kind === 'missing.spool') return lose('spool', async (_sql, job) => needsSpool(job))
+  if (kind === 'missing.key')
+    return lose('key', async (sql, job) => needsKey(job.state) && !(await hasKey(sql, job.id)))
+  // An orphan is too much of something, not a loss.
+  return false
 }

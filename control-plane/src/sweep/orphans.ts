@@ -57,36 +57,13 @@ export function orphanWorker(deps: OrphanDeps): SubjectWorker {
 }
 
 async function remove(deps: OrphanDeps, finding: FindingRow): Promise<End> {
-  switch (finding.kind) {
-    case 'orphan.object':
-      return removeObject(deps, finding)
-    case 'orphan.upload':
-      return removeUpload(deps, finding)
-    case 'orphan.key':
-      return removeKey(deps, finding)
-    case 'orphan.spool':
-      return removeSpool(deps, finding)
-    case 'orphan.lease':
-    case 'missing.object':
-    case 'missing.spool':
-    case 'missing.key':
-      // Reported only: there is nothing here that could be deleted.
-      return 'gone'
-  }
-}
-
-/** Splits a subject, which names the replica first unless it lies in the store itself. */
-function whereOf(deps: OrphanDeps, subject: string) {
-  const [first = '', ...rest] = subject.split(' ')
-  if (objectKey.safeParse(first).success)
-    return { store: deps.store, key: objectKey.parse(first), storeUploadId: rest[0] ?? '' }
-  const store = deps.replicas.stores.get(first)
-  if (!store)
-    throw new SluiceError('store.unreachable', `no replica ${first} is configured any more`, {
-      retry: 'later',
-      hint: 'Put it back into storage.replicas: an orphan in it is still to be deleted.',
-    })
-  return { store, key: objectKey.parse(rest[0]), storeUploadId: rest[1] ?? '' }
+  const { kind } = finding
+  if (kind === 'orphan.object') return removeObject(deps, finding)
+  if (kind === 'orphan.upload') return removeUpload(deps, finding)
+  if (kind === 'orphan.key') return removeKey(deps, finding)
+  if (kind === 'orphan.spool') return removeSpool(deps, finding)
+  // Reported only: there is nothing here that could be deleted.
+  return 'gone'
 }
 
 async function removeObject(deps: OrphanDeps, { subject }: FindingRow): Promise<End> {

@@ -479,7 +479,7 @@ describe('an inventory', () => {
     await page(world, world.node, { leases: [holds, justEnded, longOver, unknown] })
     const found = await world.findings()
     assert.deepEqual(
-      found.map(({ subject }) => subject.split(' ')[1]).toSorted(),
+      found.map(({ subject }) => subject.split(' ').at(-1) ?? '').toSorted(),
       [longOver.leaseId, unknown.leaseId].toSorted(),
     )
   })

@@ -81,7 +81,7 @@ describe('an authority that is replaced', { timeout: 150_000 }, () => {
   it('is adopted by every agent that is here, and work goes on', async () => {
     await analyse('before')
     ;[old = ''] = await trustedNow()
-    const before = await view()
+    const earlier = await view()
     const { status } = await security('/v1/authority/rotate', { reason: 'a test' })
     assert.equal(status, 201)
     ;[fresh = ''] = await trustedNow()
@@ -90,7 +90,7 @@ describe('an authority that is replaced', { timeout: 150_000 }, () => {
       const seen = await view()
       return seen.rotation?.waitingForCount === 1 ? seen : undefined
     })
-    assert.notEqual(now.sha256, before.sha256)
+    assert.notEqual(now.sha256, earlier.sha256)
     assert.deepEqual(
       now.rotation?.waitingFor.map(({ name }) => name),
       ['sleeper'],
