@@ -66,6 +66,20 @@ async function remove(deps: OrphanDeps, finding: FindingRow): Promise<End> {
   return 'gone'
 }
 
+/** Splits a subject, which names the replica first unless it lies in the store itself. */
+function whereOf(deps: OrphanDeps, subject: string) {
+  const [first = '', ...rest] = subject.split(' ')
+  if (objectKey.safeParse(first).success)
+    return { store: deps.store, key: objectKey.parse(first), storeUploadId: rest[0] ?? '' }
+  const store = deps.replicas.stores.get(first)
+  if (!store)
+    throw new SluiceError('store.unreachable', `no replica ${first} is configured any more`, {
+      retry: 'later',
+      hint: 'Put it back into storage.replicas: an orphan in it is still to be deleted.',
+    })
+  return { store, key: objectKey.parse(rest[0]), storeUploadId: rest[1] ?? '' }
+}
+
 async function removeObject(deps: OrphanDeps, { subject }: FindingRow): Promise<End> {
   const { store, key } = whereOf(deps, subject)
   return deps.turns.take(key, async () => {
