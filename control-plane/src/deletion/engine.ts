@@ -145,8 +145,9 @@ export function createObligationEngine(parts: DeletionParts): ObligationEngine {
   /** @returns When to look again although nobody signals. */
   async function lookOnce(): Promise<number> {
     try {
-      await alarmOverdue(parts)
+      // Work first: that nothing can be written down is no reason to leave what may make room.
       for (const kind of kinds) await begin(kind)
+      await alarmOverdue(parts)
       const nowMs = parts.now()
       const nextMs = await parts.database.read((sql) => nextDutyAtMs(sql, nowMs))
       return Math.min((nextMs ?? Number.POSITIVE_INFINITY) - nowMs, lookMsMax)

@@ -94,8 +94,11 @@ export async function requestPurge(deps: PurgeDeps, request: PurgeRequest): Prom
   return withRoom(deps, () => deps.database.write((tx) => take(deps, tx, request)))
 }
 
-/** Runs a write; when the disk is full, again on the room of the reserve. */
-async function withRoom<T>(deps: Pick<PurgeDeps, 'reserve'>, write: () => Promise<T>): Promise<T> {
+/** Runs work that writes; when the disk is full, again on the room of the reserve. */
+export async function withRoom<T>(
+  deps: Pick<PurgeDeps, 'reserve'>,
+  write: () => Promise<T>,
+): Promise<T> {
   try {
     return await write()
   } catch (error) {

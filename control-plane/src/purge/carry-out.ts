@@ -22,7 +22,9 @@ import type { Obligation } from '../deletion/rules.ts'
 import { setCommand } from '../deletion/store.ts'
 import { type BulkOrder, commandById, enqueueCommands, isOpenCommand } from '../fleet/store.ts'
 import type { Keys } from '../keys/keys.ts'
+import { withRoom } from './begin.ts'
 import { conclude, type ConcludeParts } from './conclude.ts'
+import type { Reserve } from './reserve.ts'
 import { lookAgainMs } from './rules.ts'
 import {
   changePurge,
@@ -43,10 +45,16 @@ export type CarryOutParts = ConcludeParts & {
   /** Integer epoch milliseconds. */
   now: () => number
   keys: Pick<Keys, 'rollNow'>
+  /** An intent may have found room where a roll finds none. */
+  reserve: Pick<Reserve, 'free'>
 }
 
-/** Worker of `purge.conclude`. */
+/** Worker of `purge.conclude`. A full disk does not stop it while there is a reserve to free. */
 export async function carryOut(parts: CarryOutParts, owed: Obligation): Promise<Outcome> {
+  return withRoom(parts, () => carryOn(parts, owed))
+}
+
+async function carryOn(parts: CarryOutParts, owed: Obligation): Promise<Outcome> {
   const { database, now } = parts
   const id = purgeId.parse(owed.subjectId)
   const purge = await database.read((sql) => purgeById(sql, id))

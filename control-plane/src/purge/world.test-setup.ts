@@ -276,6 +276,7 @@ export async function makeWorld(aloneJobsMax = 100): Promise<World> {
     async work(changed = {}, effect = (work) => work()) {
       const carry = {
         ...{ changes, now, evidence },
+        reserve: deps.reserve,
         database: effectsOf(database, effect),
         keys: { rollNow: () => effect(roll) },
       }
