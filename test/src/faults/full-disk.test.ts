@@ -4,15 +4,14 @@
  */
 
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
-import { chmod, cp, open, readdir, rm } from 'node:fs/promises'
+import { chmod, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
-import { promisify } from 'node:util'
 
 import type { SubmissionView } from '@sluice/agent/capture/present'
 
 import { lookAtHost } from '../demo/host.ts'
+import { fillDisk, makeRoom, moveDataTo } from '../tools/data-disk.ts'
 import { waitFor } from '../tools/fleet-daemon.ts'
 import type { Fleet, FleetAgent } from '../tools/fleet.ts'
 import { startFleet } from '../tools/fleet.ts'
@@ -20,8 +19,6 @@ import { proveDeleted, resultOf } from '../tools/journey.ts'
 import { makePicture, submissionsOf } from '../tools/pictures.ts'
 import { makeRawDisk, needRawDisk } from '../tools/raw-disk.ts'
 import type { RawDisk } from '../tools/raw-disk.ts'
-
-const run = promisify(execFile)
 
 const diskBytes = 24 * 1024 * 1024
 /** What sealing leaves free in the spool of this test. */
@@ -43,7 +40,7 @@ describe('a full disk', { timeout: 110_000 }, () => {
     dataDisk = cleanup.use(await makeRawDisk(diskBytes * 2))
     const controlPlane = { allowSwap: host.swap }
     fleet = cleanup.use(await startFleet({ name: 'full', controlPlane }))
-    cleanup.use(await moveTo(dataDisk, fleet))
+    cleanup.use(await moveDataTo(dataDisk, fleet))
     const config = { isolation: host.isolation, allowSwap: host.swap }
     await chmod(spoolDisk.path, 0o700)
     capture = await fleet.addAgent({
@@ -76,7 +73,7 @@ describe('a full disk', { timeout: 110_000 }, () => {
     'of the spool puts sealing off with a clear word, and leaves nothing half-done',
     { skip },
     async () => {
-      await fill(spoolDisk, spoolReserveBytes / 2)
+      await fillDisk(spoolDisk, spoolReserveBytes / 2)
       const id = await handIn('no-room')
       const put = await waitForView(id, 'be put off', (view) => view.problem !== undefined)
       assert.equal(put.problem?.code, 'spool.full')
@@ -94,7 +91,7 @@ describe('a full disk', { timeout: 110_000 }, () => {
 
   it('of the control plane loses no job, and stops none for good', { skip }, async () => {
     const { pid } = fleet.controlPlane
-    await fill(dataDisk, 0)
+    await fillDisk(dataDisk, 0)
     const id = await handIn('no-database')
     const held = await waitForView(id, 'be held up', (view) => view.problem !== undefined)
     assert.match(held.problem?.code ?? '', /^(host\.disk_full|upload\.refused|store\.unreachable)$/)
@@ -113,42 +110,3 @@ describe('a full disk', { timeout: 110_000 }, () => {
     assert.equal((verdict as { whole: boolean }).whole, true)
   })
 })
-
-/** The data directory of a control plane, from now on on this disk. Tokens are made while there is room. */
-async function moveTo(disk: RawDisk, fleet: Fleet): Promise<AsyncDisposable> {
-  for (const role of ['operator', 'security'] as const) await fleet.tokenFile(role)
-  const { controlPlane } = fleet
-  const { dataDirectory } = controlPlane
-  const there = join(disk.path, 'data')
-  await controlPlane.stop()
-  await cp(dataDirectory, there, { recursive: true })
-  await chmod(there, 0o700)
-  await run('mount', ['--bind', there, dataDirectory])
-  await controlPlane.start()
-  return {
-    async [Symbol.asyncDispose]() {
-      if (controlPlane.isRunning) await controlPlane.stop()
-      await run('umount', [dataDirectory])
-    },
-  }
-}
-
-const ballast = 'ballast'
-
-/** Writes until no more than `freeBytes` are left for anybody. */
-async function fill(disk: RawDisk, freeBytes: number): Promise<void> {
-  await using file = await open(join(disk.path, ballast), 'w')
-  const piece = Buffer.alloc(64 * 1024, 1)
-  try {
-    for (;;) await file.write(piece)
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error
-  }
-  const { size } = await file.stat()
-  await file.truncate(Math.max(0, size - freeBytes))
-  await file.sync()
-}
-
-async function makeRoom(disk: RawDisk): Promise<void> {
-  await rm(join(disk.path, ballast))
-}
