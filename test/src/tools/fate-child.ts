@@ -10,6 +10,8 @@ import fs from 'node:fs'
 import { createRequire, syncBuiltinESMExports } from 'node:module'
 import { basename, join } from 'node:path'
 
+const databaseModule = 'better-sqlite3'
+
 type Work = (...args: never[]) => unknown
 
 const folder = process.env['FATE_FOLDER']
@@ -54,8 +56,9 @@ async function countEffects(whose: string): Promise<void> {
   count(ChildProcess.prototype as unknown as Record<string, Work>, 'kill')
   syncBuiltinESMExports()
   if (whose === 'control plane') {
-    const require = createRequire(new URL('../../../control-plane/package.json', import.meta.url))
-    const sqlite = require('better-sqlite3') as { prototype: Record<string, Work> }
+    // The very module that the control plane will import; it is no dependency of the tests.
+    const load = createRequire(new URL('../../../control-plane/package.json', import.meta.url))
+    const sqlite = load(databaseModule) as { prototype: Record<string, Work> }
     count(sqlite.prototype, 'exec', (sql) => sql === 'COMMIT')
   }
 }
