@@ -61,6 +61,7 @@ import { carryOut, remindAgent } from './purge/carry-out.ts'
 import { acceptPurgeReceipt } from './purge/receipts.ts'
 import { openReserve } from './purge/reserve.ts'
 import { purgeRoutes } from './purge/routes.ts'
+import { writeOffPurge } from './purge/write-off.ts'
 import {
   remindAdopter,
   resumeRotation,
@@ -260,6 +261,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       'purge.begin': beginApproved(purgeDeps),
       ...principalExecutors,
       'hold.lift': (tx, approved) => liftHold(jobDeps, tx, approved),
+      'purge.write-off': (tx, approved) => writeOffPurge(purgeDeps, tx, approved),
       'job.write-off': (tx, approved) => writeOff({ ...jobDeps, evidence }, tx, approved),
       // Complete: what two people may agree to, somebody carries out.
     } satisfies Executors,

@@ -95,6 +95,7 @@ const routeShapes: Readonly<Record<string, RouteShape>> = {
   'POST /v1/jobs/:id/hold': { body: reasonRequest, reply: jobView },
   'POST /v1/jobs/:id/lift': { body: reasonRequest, reply: approvalAsked },
   'POST /v1/jobs/:id/delete': { body: nothing, reply: jobView },
+  'POST /v1/purges/:id/write-off': { body: reasonRequest, reply: approvalAsked },
   'POST /v1/jobs/:id/write-off': { body: reasonRequest, reply: approvalAsked },
   'GET /v1/jobs/:id/write-off': { replyType: 'application/vnd.dsse.envelope.v1+json' },
   'GET /v1/jobs/:id/certificate': { replyType: 'application/vnd.dsse.envelope.v1+json' },

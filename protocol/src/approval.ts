@@ -7,6 +7,8 @@ export const approvalOperation = z.discriminatedUnion('kind', [
   /** Begins a purge that waits for its second person. */
   z.strictObject({ kind: z.literal('purge.begin'), purgeId }),
   z.strictObject({ kind: z.literal('hold.lift'), jobId }),
+  /** Gives up on the agents of a purge that can't confirm it any more: it ends in a report. */
+  z.strictObject({ kind: z.literal('purge.write-off'), purgeId }),
   /** Gives up on the holders of a job that never came back: `deleted-unconfirmed`. */
   z.strictObject({ kind: z.literal('job.write-off'), jobId }),
   /** Makes a principal with these rights, the role `security` among them; then one token for it. */

@@ -42,6 +42,7 @@ export const auditEventTypes = [
   'purge.begun',
   'purge.break-glass',
   'purge.concluded',
+  'purge.written-off',
   'revocation.made',
   'authority.added',
   'authority.retired',

@@ -215,6 +215,12 @@ export const routeRules: readonly RouteRule[] = [
     about: 'The certificate of a purge, or a signed report of what is still open.',
   },
   {
+    method: 'POST',
+    path: '/v1/purges/:id/write-off',
+    may: ['security'],
+    about: 'Asks for the second person who gives up on agents that cannot confirm a purge.',
+  },
+  {
     method: 'GET',
     path: '/v1/purges/:id/bundle',
     may: ['security'],

@@ -9,9 +9,11 @@ import {
   purgePreview,
   purgeView,
 } from '@sluice/protocol/api-purge'
+import { approvalAsked } from '@sluice/protocol/api-approvals'
 import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { type PurgeScope, purgeScope } from '@sluice/protocol/purge'
+import { sayAsked } from './approvals.ts'
 import { instant, remark, say, sayFacts, sayList, type View } from './output.ts'
 import { addCommand, withClient } from './program.ts'
 
@@ -83,6 +85,19 @@ export function addPurgeCommands(program: Command): void {
     does: 'follow a purge until it has ended',
     example: `sluice purges watch ${exampleId}`,
   }).action(async (id: string, options: View) => watch(id, options))
+
+  addCommand(purges, 'write-off <id>', {
+    does: 'ask a second person to give up on agents that cannot confirm any more',
+    example: `sluice purges write-off ${exampleId} --reason 'the host was stolen'`,
+  })
+    .requiredOption('--reason <text>', 'why, for the audit log')
+    .action(async (id: string, options: View & { reason: string }) =>
+      withClient(async (client) => {
+        const body = { reason: options.reason }
+        const { approval } = await client.post(`${pathOf(id)}/write-off`, body, approvalAsked)
+        sayAsked(approval, options)
+      }),
+    )
 
   addCommand(purges, 'bundle <id>', {
     does: 'fetch everything that proves a purge, as one signed tar',

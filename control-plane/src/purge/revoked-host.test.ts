@@ -3,8 +3,11 @@ import assert from 'node:assert/strict'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { eq } from 'drizzle-orm'
 import type { PurgeScope } from '@sluice/protocol/purge'
+import type { Access } from '../access/rules.ts'
 import { agents, receiveKeys } from '../database/schema.ts'
 import { requestPurge } from './begin.ts'
+import { countOpenDuties, openOf } from './store.ts'
+import { askPurgeWriteOff, writeOffPurge } from './write-off.ts'
 import { makeWorld, type Signing, type World } from './world.test-setup.ts'
 
 let world: World
@@ -40,4 +43,36 @@ describe('a purge of a host that was revoked before', () => {
       assert.deepEqual([await keysOf(stolen), await keysOf(other)], [0, 2])
       assert.deepEqual(await world.purgeOrders(stolen.id), [], 'nobody can order it any more')
     })
+
+  it('that has orders ends in a report once two people give up on it, and not before', async () => {
+    const stolen = await world.enrol('capture')
+    await world.job({ by: stolen })
+    const { database, changes, now } = world.ground
+    const access: Access = {
+      ...{ principalId: await world.person(), principal: 'anna', sites: 'all' },
+      rights: [{ role: 'security', site: '*' }],
+    }
+    const purgeId = await requestPurge(world.deps, {
+      ...{ scope: { kind: 'site', site: stolen.site }, reason: 'stolen' },
+      ...{ breakGlass: false, includingHeld: false, access },
+    })
+    const deps = { database, changes, now }
+    const give = () => askPurgeWriteOff(deps, { purgeId, access, reason: 'it will not come back' })
+    await assert.rejects(give(), { code: 'request.conflict' }, 'control: it could still confirm')
+    await database.write(async ({ sql }) => {
+      await sql.update(agents).set({ revokedAtMs: now() }).where(eq(agents.id, stolen.id))
+    })
+    const approvalId = await give()
+    assert.equal(await database.read(async (sql) => openOf(sql, purgeId).agents), 1)
+    await database.write((tx) =>
+      writeOffPurge(deps, tx, {
+        ...{ approvalId, operation: { kind: 'purge.write-off', purgeId }, site: '*' },
+        ...{ askedBy: access.principalId, askedAtMs: now(), reason: 'gone' },
+        ...{ approvedBy: access.principalId, atMs: now() },
+      }),
+    )
+    const open = await database.read(async (sql) => openOf(sql, purgeId))
+    assert.equal(open.agents, 0)
+    assert.ok((await database.read(async (sql) => countOpenDuties(sql, purgeId))) > 0)
+  })
 })

@@ -9,9 +9,12 @@ import {
   purgeRequest,
   type PurgeView,
 } from '@sluice/protocol/api-purge'
+import { reasonRequest } from '@sluice/protocol/api-approvals'
 import { SluiceError } from '@sluice/protocol/errors'
 import { type AgentId, type PurgeId, purgeId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
+import { viewOfApproval } from '../access/approvals.ts'
+import { approvalById } from '../access/store.ts'
 import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
@@ -32,6 +35,7 @@ import {
   silentAgents,
   type Within,
 } from './store.ts'
+import { askPurgeWriteOff } from './write-off.ts'
 
 export type PurgeRoutesDeps = PurgeDeps & BundleParts & { isConnected: (agent: AgentId) => boolean }
 
@@ -100,6 +104,18 @@ export function purgeRoutes(deps: PurgeRoutesDeps) {
       throw new SluiceError('request.not_found', `purge ${id} is ${state}: nothing was destroyed`)
     // Byte for byte as it was signed.
     return c.body(text, 200, { 'content-type': envelopeType })
+  })
+
+  routes.post('/v1/purges/:id/write-off', async (c) => {
+    const { reason } = await readBody(c.req.raw, reasonRequest)
+    const access = c.get('access')
+    const purge = await reachable(access, c.req.param('id'))
+    const asked = await askPurgeWriteOff(deps, { purgeId: purge.id, access, reason })
+    const approval = await database.read(async (sql) => {
+      const row = await approvalById(sql, asked)
+      return row && viewOfApproval(sql, row)
+    })
+    return c.json({ approval }, 202)
   })
 
   routes.get('/v1/purges/:id/bundle', async (c) => {

@@ -489,13 +489,25 @@ export function openOf(sql: Queries, id: PurgeId): Open {
     ),
     agents: count(
       sql,
-      raw`SELECT count(*) AS n FROM obligations WHERE subject_id = ${id} AND kind = 'purge.agent' AND state <> 'done'`,
+      raw`SELECT count(*) AS n FROM obligations WHERE subject_id = ${id} AND kind = 'purge.agent' AND state <> 'done' AND written_off_at_ms IS NULL`,
     ),
     unordered: count(
       sql,
       raw`SELECT count(*) AS n FROM purge_jobs WHERE purge_id = ${id} AND ordered_at_ms IS NULL`,
     ),
   }
+}
+
+/** Agents that a purge still waits for, and whether they could confirm it at `atMs`. */
+export function waitedFor(sql: Queries, id: PurgeId, atMs: number) {
+  return sql.all<{ obligationId: ObligationId; name: string; mayConfirm: 0 | 1 }>(
+    raw`SELECT obligations.id AS "obligationId", agents.name AS name,
+        agents.revoked_at_ms IS NULL AND obligations.deadline_at_ms > ${atMs}
+          AND coalesce(agents.certificate_expires_at_ms, 0) > ${atMs} AS "mayConfirm"
+      FROM obligations JOIN agents ON agents.id = obligations.agent_id
+      WHERE subject_id = ${id} AND kind = 'purge.agent' AND state <> 'done' AND written_off_at_ms IS NULL
+      ORDER BY agents.id`,
+  )
 }
 
 /** When the last object of a purge was seen to be absent; undefined while one may be there. */
