@@ -11,7 +11,7 @@ import { describe, it } from 'node:test'
 
 import { deliverAlert } from '@sluice/control-plane/alerts/deliver'
 import { exportAudit, keepExporting } from '@sluice/control-plane/audit/export'
-import { lineOf } from '@sluice/control-plane/audit/sink'
+import { lineOf, sinkFiles } from '@sluice/control-plane/audit/sink'
 import { listAudit, verifyAudit } from '@sluice/control-plane/audit/store'
 import { onDisk } from '@sluice/control-plane/database/full-disk.test-setup'
 import {
@@ -256,7 +256,7 @@ async function makePlace(down: ReadonlySet<Down>) {
   async function turn(): Promise<void> {
     const sink = {
       ...{ path: sinkFile, dataDir, eventsAfter },
-      ...(isDown('audit sink') ? { openFile: noSink } : {}),
+      ...(isDown('audit sink') ? { files: { ...sinkFiles, open: noSink } } : {}),
     }
     const exports = { database, changes, now, sink }
     const report = (error: unknown) => assert.ok(disk.full, String(error))

@@ -18,7 +18,11 @@ export async function moveDataTo(disk: RawDisk, fleet: Fleet): Promise<AsyncDisp
   const { dataDirectory } = controlPlane
   const there = join(disk.path, 'data')
   await controlPlane.stop()
-  await cp(dataDirectory, there, { recursive: true })
+  await cp(dataDirectory, there, {
+    recursive: true,
+    // As large as the whole disk may be; a control plane makes it again where there is room.
+    filter: (from) => from !== join(dataDirectory, 'reserve'),
+  })
   await chmod(there, 0o700)
   await run('mount', ['--bind', there, dataDirectory])
   await controlPlane.start()

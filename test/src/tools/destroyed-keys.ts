@@ -142,7 +142,8 @@ async function scanIfAlive(scanner: Scanner, pid: number): Promise<ScanReport> {
   try {
     return await scanProcess(scanner, pid)
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'ESRCH') return emptyReport()
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ESRCH' || code === 'ENOENT') return emptyReport()
     throw error
   }
 }
