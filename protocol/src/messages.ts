@@ -327,12 +327,12 @@ export const nodeOffer = z.strictObject({
 })
 export type NodeOffer = z.infer<typeof nodeOffer>
 
-const requestUnion = Object.entries(requests).map(([type, { body }]) =>
+const [firstRequest, ...otherRequests] = Object.entries(requests).map(([type, { body }]) =>
   z.strictObject({ type: z.literal('request'), requestId, request: z.literal(type), body }),
 )
 
-/** From the agent. */
-export const upMessage = z.union([
+/** From the agent. Its `type`, and a request's `request`, choose the one schema that is tried. */
+export const upMessage = z.discriminatedUnion('type', [
   z.strictObject({
     type: z.literal('hello'),
     versions: z.array(z.int().positive()).min(1).max(8),
@@ -357,7 +357,7 @@ export const upMessage = z.union([
     commandId,
     problem: problem.optional(),
   }),
-  ...requestUnion,
+  z.discriminatedUnion('request', [firstRequest!, ...otherRequests]),
 ])
 
 /** From the control plane. */
