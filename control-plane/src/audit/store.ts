@@ -4,6 +4,7 @@ import type { Actor, AuditEvent, AuditEventType } from '@sluice/protocol/audit-e
 import type { AgentId, JobId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { Database, Queries, Transaction } from '../database/database.ts'
+import { preparedOnce } from '../database/prepared.ts'
 import { auditEvents, auditExports, obligations } from '../database/schema.ts'
 import {
   auditEventSha256,
@@ -34,11 +35,7 @@ export type NewAuditEvent = {
  * @returns The event's number.
  */
 export async function appendAudit(tx: Transaction, event: NewAuditEvent): Promise<number> {
-  const [last] = await tx.sql
-    .select({ seq: auditEvents.seq, sha256: auditEvents.sha256 })
-    .from(auditEvents)
-    .orderBy(desc(auditEvents.seq))
-    .limit(1)
+  const last = chainHead(tx.sql).get()
   const seq = (last?.seq ?? 0) + 1
   const chained: AuditEvent = {
     seq,
@@ -51,9 +48,41 @@ export async function appendAudit(tx: Transaction, event: NewAuditEvent): Promis
     detail: flatDetail(event.detail ?? {}),
     previousSha256: last?.sha256 ?? chainStart,
   }
-  await tx.sql.insert(auditEvents).values({ ...chained, sha256: auditEventSha256(chained) })
+  insertEvent(tx.sql).run({
+    ...chained,
+    jobId: event.jobId ?? null,
+    agentId: event.agentId ?? null,
+    sha256: auditEventSha256(chained),
+  })
   return seq
 }
+
+const chainHead = preparedOnce((queries) =>
+  queries
+    .select({ seq: auditEvents.seq, sha256: auditEvents.sha256 })
+    .from(auditEvents)
+    .orderBy(desc(auditEvents.seq))
+    .limit(1)
+    .prepare(),
+)
+
+const insertEvent = preparedOnce((queries) =>
+  queries
+    .insert(auditEvents)
+    .values({
+      seq: sql.placeholder('seq'),
+      atMs: sql.placeholder('atMs'),
+      type: sql.placeholder('type'),
+      actor: sql.placeholder('actor'),
+      site: sql.placeholder('site'),
+      jobId: sql.placeholder('jobId'),
+      agentId: sql.placeholder('agentId'),
+      detail: sql.placeholder('detail'),
+      previousSha256: sql.placeholder('previousSha256'),
+      sha256: sql.placeholder('sha256'),
+    })
+    .prepare(),
+)
 
 function flatDetail(
   detail: Record<string, string | number | boolean | undefined>,

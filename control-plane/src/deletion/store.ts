@@ -31,6 +31,7 @@ import { newId } from '@sluice/protocol/process/new-id'
 import type { Holder } from '@sluice/protocol/receipt'
 import type { Changes } from '../changes.ts'
 import type { Queries, Transaction } from '../database/database.ts'
+import { preparedOnce } from '../database/prepared.ts'
 import {
   agents,
   certificates,
@@ -228,12 +229,21 @@ export async function extendDeadline(
 
 /** Marks a duty done. @returns Whether this call did it; false when it was done before. */
 export async function markDone(tx: Transaction, id: ObligationId, atMs: number): Promise<boolean> {
-  const done = await tx.sql
-    .update(obligations)
-    .set({ state: 'done', doneAtMs: atMs, lastError: null, lastErrorCode: null })
-    .where(and(eq(obligations.id, id), ne(obligations.state, 'done')))
-  return done.changes > 0
+  return settleDuty(tx.sql).run({ id, atMs }).changes > 0
 }
+
+const settleDuty = preparedOnce((sql) =>
+  sql
+    .update(obligations)
+    .set({
+      state: 'done',
+      doneAtMs: raw`${raw.placeholder('atMs')}`,
+      lastError: null,
+      lastErrorCode: null,
+    })
+    .where(and(eq(obligations.id, raw.placeholder('id')), ne(obligations.state, 'done')))
+    .prepare(),
+)
 
 /** Settles a subject's open duties of a kind that no holder signs for. */
 export async function settleSubject(
@@ -359,8 +369,16 @@ export async function obligationById(
   sql: Queries,
   id: ObligationId,
 ): Promise<Obligation | undefined> {
-  return sql.query.obligations.findFirst({ where: eq(obligations.id, id) })
+  return obligationWithId(sql).get({ id })
 }
+
+const obligationWithId = preparedOnce((sql) =>
+  sql
+    .select()
+    .from(obligations)
+    .where(eq(obligations.id, raw.placeholder('id')))
+    .prepare(),
+)
 
 /** All duties of a job, done ones too, in the order they arose. */
 export async function obligationsOfJob(sql: Queries, job: JobId): Promise<Obligation[]> {
@@ -516,8 +534,16 @@ export async function receiptOfObligation(
   sql: Queries,
   id: ObligationId,
 ): Promise<ReceiptRow | undefined> {
-  return sql.query.receipts.findFirst({ where: eq(receipts.obligationId, id) })
+  return receiptForDuty(sql).get({ id })
 }
+
+const receiptForDuty = preparedOnce((sql) =>
+  sql
+    .select()
+    .from(receipts)
+    .where(eq(receipts.obligationId, raw.placeholder('id')))
+    .prepare(),
+)
 
 export async function receiptsOfJob(sql: Queries, job: JobId): Promise<ReceiptRow[]> {
   return sql
@@ -584,11 +610,21 @@ export async function markLeaseWiped(tx: Transaction, id: LeaseId, atMs: number)
 
 /** The identity an agent joined with, and how long it is good. */
 export async function agentIdentity(sql: Queries, id: Holder['id']) {
-  return sql.query.agents.findFirst({
-    columns: { publicKey: true, joinedAtMs: true, certificateExpiresAtMs: true, revokedAtMs: true },
-    where: raw`${agents.id} = ${id}`,
-  })
+  return identityOfAgent(sql).get({ id })
 }
+
+const identityOfAgent = preparedOnce((sql) =>
+  sql
+    .select({
+      publicKey: agents.publicKey,
+      joinedAtMs: agents.joinedAtMs,
+      certificateExpiresAtMs: agents.certificateExpiresAtMs,
+      revokedAtMs: agents.revokedAtMs,
+    })
+    .from(agents)
+    .where(eq(agents.id, raw.placeholder('id')))
+    .prepare(),
+)
 
 export async function resultOfJob(sql: Queries, job: JobId) {
   return sql.query.results.findFirst({

@@ -21,6 +21,7 @@ import type { Command, CommandType, Hello, Lane } from '@sluice/protocol/message
 import { newId } from '@sluice/protocol/process/new-id'
 import type { Changes } from '../changes.ts'
 import type { Queries, Transaction } from '../database/database.ts'
+import { preparedOnce } from '../database/prepared.ts'
 import { agents, commands, obligations } from '../database/schema.ts'
 import { supersedes } from './rules.ts'
 
@@ -108,8 +109,16 @@ export async function isOpenCommand(sql: Queries, id: CommandId): Promise<boolea
 }
 
 export async function commandById(sql: Queries, id: CommandId): Promise<CommandRow | undefined> {
-  return sql.query.commands.findFirst({ where: eq(commands.id, id) })
+  return commandWithId(sql).get({ id })
 }
+
+const commandWithId = preparedOnce((sql) =>
+  sql
+    .select()
+    .from(commands)
+    .where(eq(commands.id, raw.placeholder('id')))
+    .prepare(),
+)
 
 /** Withdraws commands that were not acknowledged yet; they are never sent again. */
 export async function cancelCommands(
@@ -124,14 +133,23 @@ export async function cancelCommands(
 
 /** An agent's commands without acknowledgement, oldest first. */
 export async function openCommands(sql: Queries, agent: AgentId): Promise<CommandRow[]> {
-  return sql
+  return openOfAgent(sql).all({ agent })
+}
+
+const openOfAgent = preparedOnce((sql) =>
+  sql
     .select()
     .from(commands)
     .where(
-      and(eq(commands.agentId, agent), isNull(commands.ackedAtMs), isNull(commands.cancelledAtMs)),
+      and(
+        eq(commands.agentId, raw.placeholder('agent')),
+        isNull(commands.ackedAtMs),
+        isNull(commands.cancelledAtMs),
+      ),
     )
     .orderBy(asc(commands.seq))
-}
+    .prepare(),
+)
 
 /** Whether an agent still has an unacknowledged command that `matches`. */
 export async function hasOpenCommand(
@@ -144,7 +162,10 @@ export async function hasOpenCommand(
 
 export async function markSent(tx: Transaction, ids: CommandId[], atMs: number): Promise<void> {
   if (ids.length === 0) return
-  await tx.sql.update(commands).set({ sentAtMs: atMs }).where(inArray(commands.id, ids))
+  tx.sql.run(
+    raw`UPDATE commands SET sent_at_ms = ${atMs}
+      WHERE id IN (SELECT value FROM json_each(${JSON.stringify(ids)}))`,
+  )
 }
 
 /**
@@ -162,19 +183,27 @@ export async function acknowledge(
     atMs: number
   },
 ): Promise<CommandType | undefined> {
-  const mine = and(
-    eq(commands.agentId, ack.agentId),
-    eq(commands.seq, ack.seq),
-    eq(commands.id, ack.commandId),
-  )
-  const row = await tx.sql.query.commands.findFirst({ where: mine })
-  if (row && row.ackedAtMs === null)
-    await tx.sql
-      .update(commands)
-      .set({ ackedAtMs: ack.atMs, problemCode: ack.problemCode ?? null })
-      .where(mine)
-  return row?.body.type
+  const row = await commandById(tx.sql, ack.commandId)
+  if (row?.agentId !== ack.agentId || row.seq !== ack.seq) return undefined
+  if (row.ackedAtMs === null)
+    markAcked(tx.sql).run({
+      id: ack.commandId,
+      atMs: ack.atMs,
+      problemCode: ack.problemCode ?? null,
+    })
+  return row.body.type
 }
+
+const markAcked = preparedOnce((sql) =>
+  sql
+    .update(commands)
+    .set({
+      ackedAtMs: raw`${raw.placeholder('atMs')}`,
+      problemCode: raw`${raw.placeholder('problemCode')}`,
+    })
+    .where(eq(commands.id, raw.placeholder('id')))
+    .prepare(),
+)
 
 /** Orders in the order they were given, for whoever looks which are over. */
 export async function pageOfCommands(
@@ -223,8 +252,16 @@ export async function deleteOverCommands(
 // ---------------------------------------------------------------- agents
 
 export async function agentById(sql: Queries, id: AgentId): Promise<AgentRow | undefined> {
-  return sql.query.agents.findFirst({ where: eq(agents.id, id) })
+  return agentWithId(sql).get({ id })
 }
+
+const agentWithId = preparedOnce((sql) =>
+  sql
+    .select()
+    .from(agents)
+    .where(eq(agents.id, raw.placeholder('id')))
+    .prepare(),
+)
 
 /**
  * One page of agents in the order of their ids.

@@ -608,6 +608,7 @@ export async function lookNow(
   atMs: number,
   changes: Changes,
 ): Promise<void> {
+  if (anyAgentOwes(tx.sql, id)) return
   const open = openOf(tx.sql, id)
   if (open.agents + open.jobs + open.unordered > 0) return
   await tx.sql
@@ -621,6 +622,15 @@ export async function lookNow(
       ),
     )
   tx.afterCommit(() => changes.emit('obligation'))
+}
+
+/** Ends at the first duty it finds: it is asked after each receipt of thousands. */
+function anyAgentOwes(sql: Queries, id: PurgeId): boolean {
+  const some = sql.all(
+    raw`SELECT 1 FROM obligations WHERE subject_id = ${id} AND state IN ('due', 'waiting')
+      AND kind = 'purge.agent' AND written_off_at_ms IS NULL LIMIT 1`,
+  )
+  return some.length > 0
 }
 
 /** Every confirmed order of a purge with its receipt, by obligation. */
