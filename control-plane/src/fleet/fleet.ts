@@ -3,7 +3,7 @@ import type { IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { WebSocketServer } from 'ws'
 import { SluiceError } from '@sluice/protocol/errors'
-import type { AgentId } from '@sluice/protocol/ids'
+import type { AgentId, CommandId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import {
   type AgentRequest,
@@ -63,6 +63,8 @@ export async function createFleet(deps: FleetDeps): Promise<Fleet> {
   const presence = createPresence()
   const links = new Set<Link>()
   const sentOver = new WeakMap<Link, Set<number>>()
+  /** Links with orders that wait for room in the window, and those that are being looked at. */
+  const waiting = new WeakSet<Link>()
   const sending = new WeakMap<Link, Promise<void>>()
   const server = new WebSocketServer({
     noServer: true,
@@ -71,6 +73,8 @@ export async function createFleet(deps: FleetDeps): Promise<Fleet> {
     clientTracking: false,
   })
   let stopped = false
+  const sentIds = new Set<CommandId>()
+  let noting: Promise<void> | undefined
   await database.write(forgetConnections)
 
   async function greet(link: Link, hello: Hello): Promise<void> {
@@ -130,12 +134,15 @@ export async function createFleet(deps: FleetDeps): Promise<Fleet> {
   async function sendOwed(link: Link): Promise<void> {
     const sent = sentOver.get(link) ?? new Set<number>()
     sentOver.set(link, sent)
+    // Until the look is over it may be too old for an acknowledgement that comes meanwhile.
+    waiting.add(link)
     const open = await database.read((sql) => openCommands(sql, link.agent.id))
     const due = commandsToSend(
       open.map((row) => ({ ...row, row })),
       sent,
       limits.commandsInFlightMax,
     )
+    if (open.filter(({ seq }) => !sent.has(seq)).length === due.length) waiting.delete(link)
     if (due.length === 0 || link.closed) return
     for (const { row } of due) {
       sent.add(row.seq)
@@ -147,8 +154,27 @@ export async function createFleet(deps: FleetDeps): Promise<Fleet> {
         command: row.body,
       })
     }
-    const ids = due.map(({ row }) => row.id)
-    await unlessDiskFails(database.write((tx) => markSent(tx, ids, now())))
+    await noteSent(due.map(({ row }) => row.id))
+  }
+
+  /** All that is sent before the write has its turn is noted by that one write. */
+  function noteSent(ids: readonly CommandId[]): Promise<void> {
+    for (const id of ids) sentIds.add(id)
+    if (noting) return noting
+    const mine = unlessDiskFails(
+      database.write(async (tx) => {
+        noting = undefined
+        const all = [...sentIds]
+        sentIds.clear()
+        await markSent(tx, all, now())
+      }),
+    ).finally(() => {
+      if (noting !== mine) return
+      noting = undefined
+      sentIds.clear()
+    })
+    noting = mine
+    return mine
   }
 
   async function ended(link: Link): Promise<void> {
@@ -201,7 +227,7 @@ export async function createFleet(deps: FleetDeps): Promise<Fleet> {
             atMs: now(),
           }),
         )
-        await sendCommands(link)
+        if (waiting.has(link)) await sendCommands(link)
       },
       answer: (request, attachment) => answer(agent, request, attachment),
       ended,
