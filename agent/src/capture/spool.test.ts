@@ -98,6 +98,14 @@ describe('spool', () => {
     await deleteSpool(folder, id)
   })
 
+  it('is deleted by two at the same time without a failure, as by an order and a purge', async () => {
+    for (let round = 0; round < 20; round += 1) {
+      await fill()
+      await Promise.all(Array.from({ length: 4 }, () => deleteSpool(folder, id)))
+      assert.deepEqual(await readdir(folder), [])
+    }
+  })
+
   it('lists its jobs and follows no link', async () => {
     const where = await createSpoolFolder(folder, id)
     await writeFile(path.join(folder, 'other'), '')

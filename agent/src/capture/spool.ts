@@ -121,7 +121,8 @@ export async function deleteSealed(spoolDir: string, id: JobId): Promise<string[
   const folder = spoolFolder(spoolDir, id)
   const names = [spoolFiles.archive, spoolFiles.envelope]
   for (const name of names) await unlinkIfThere(path.join(folder, name))
-  if (await exists(folder)) await diskEffects.syncFolder(folder)
+  // Somebody else may take the folder itself away at the same time.
+  await diskEffects.syncFolder(folder).catch(unlessMissing)
   for (const name of names)
     if (await exists(path.join(folder, name)))
       throw new SluiceError('wipe.incomplete', `${name} of job ${id} came back after its removal`, {
@@ -147,16 +148,29 @@ export async function deleteResultSeed(spoolDir: string, id: JobId): Promise<voi
   await unlinkIfThere(file)
 }
 
-/** Removes everything of a job: for a sealing cut short, and when a job is over. */
+/**
+ * Removes everything of a job: for a sealing cut short, and when a job is over. An order and a purge
+ * may remove the same one at the same time: whoever finds something taken away under it looks again.
+ */
 export async function deleteSpool(spoolDir: string, id: JobId): Promise<void> {
   const folder = spoolFolder(spoolDir, id)
   if (!(await exists(folder))) return
-  await deleteResultSeed(spoolDir, id)
-  await deleteSealed(spoolDir, id)
-  // What a crash in the middle of a write left behind.
-  for (const name of await readdir(folder)) await unlink(path.join(folder, name))
-  await rmdir(folder)
+  while (await exists(folder)) {
+    try {
+      await deleteResultSeed(spoolDir, id)
+      await deleteSealed(spoolDir, id)
+      // What a crash in the middle of a write left behind.
+      for (const name of await readdir(folder)) await unlinkIfThere(path.join(folder, name))
+      await rmdir(folder)
+    } catch (error) {
+      if (!isMissing(error)) throw error
+    }
+  }
   await diskEffects.syncFolder(spoolDir)
+}
+
+function unlessMissing(error: unknown): void {
+  if (!isMissing(error)) throw error
 }
 
 /** Jobs that have a folder in the spool. */
