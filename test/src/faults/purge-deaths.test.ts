@@ -13,12 +13,8 @@ describe('death in front of an effect', { timeout: 600_000 }, () => {
   after(() => doomed[Symbol.asyncDispose]())
 
   for (const [what, victim, at] of [
-    ['purge', 'control plane', 1],
     ['purge', 'control plane', 2],
-    ['purge', 'control plane', 6],
     ['purge', 'capture', 2],
-    ['purge', 'node', 1],
-    ['deletion', 'control plane', 4],
   ] as const)
     it(`number ${at} of ${victim} in a ${what}`, async () => {
       assert.ok(await doomed.run(what, victim, at), 'it died')
