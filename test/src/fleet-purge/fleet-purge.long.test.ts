@@ -1,5 +1,5 @@
 /**
- * Purges of fleets of a thousand and of five thousand, twenty of the thousand being real processes with
+ * Purges of fleets of two hundred, a thousand and five thousand, twenty of the thousand being real processes with
  * real spools and leases. How fast it goes is printed beside the bare broadcast, and is never a verdict.
  */
 
@@ -9,6 +9,7 @@ import { printable, provePurge } from './prove-purge.ts'
 import type { FleetSize } from './prove-purge.ts'
 
 const sizes: FleetSize[] = [
+  { simulated: 200, away: 10, real: { captures: 2, nodes: 1 } },
   { simulated: 980, away: 20, real: { captures: 10, nodes: 10 } },
   { simulated: 5000, away: 100, real: { captures: 3, nodes: 1 } },
 ]

@@ -91,7 +91,9 @@ export async function provePurge(size: FleetSize): Promise<PurgeFigures> {
   // Only what is away is missing, and nothing says otherwise.
   const running = await detailOf(fleet, asked.id)
   assert.deepEqual([running.state, running.agents], ['running', all])
-  assert.equal(running.silentCount, all - online)
+  await waitFor('only those away to be silent', 60_000, async () =>
+    (await detailOf(fleet, asked.id)).silentCount === all - online ? true : undefined,
+  )
   await assert.rejects(certificateOf(fleet, asked.id), /evidence|certificate/)
 
   const late = await forEach(away, connect)

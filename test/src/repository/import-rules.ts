@@ -241,7 +241,12 @@ const rows: Row[] = [
     ['hono', 'drizzle-orm'],
     'a sweep compares every place with every row',
   ),
-  feature('keys', ['audit'], ['drizzle-orm', 'pkcs11js'], 'keys are wrapped and destroyed without knowing why'),
+  feature(
+    'keys',
+    ['audit'],
+    ['drizzle-orm', 'pkcs11js'],
+    'keys are wrapped and destroyed without knowing why',
+  ),
   feature(
     'storage',
     ['audit'],
