@@ -375,6 +375,13 @@ function jobOfOperation(operation: ApprovalOperation) {
   return 'jobId' in operation ? { jobId: operation.jobId } : {}
 }
 
+/** The answer to what has just been asked for and waits for a second person. */
+export async function askedView(sql: Queries, id: ApprovalId): Promise<ApprovalView> {
+  const row = await approvalById(sql, id)
+  assert(row, `approval ${id} was made and is not there`)
+  return viewOfApproval(sql, row)
+}
+
 /** An approval as the API shows it, with the names of its people. */
 export async function viewOfApproval(sql: Queries, row: ApprovalRow): Promise<ApprovalView> {
   const { decidedBy, decidedAtMs, usedAtMs, ...rest } = row

@@ -267,7 +267,7 @@ async function tryOnce(
 }
 
 /** Waits, or less when `signal` aborts. */
-function rest(waitMs: number, signal: AbortSignal): Promise<void> {
+export function rest(waitMs: number, signal: AbortSignal): Promise<void> {
   const { promise, resolve } = Promise.withResolvers<void>()
   if (signal.aborted) return Promise.resolve()
   const timer = setTimeout(resolve, waitMs)

@@ -115,8 +115,9 @@ function claimedPredicate(envelope: DsseEnvelope): Receipt {
   return parsed.data.predicate
 }
 
-async function recordRefusal(
-  parts: ReceiptParts,
+/** A receipt that was refused leaves an audit event. */
+export async function recordRefusal(
+  parts: Pick<ReceiptParts, 'database' | 'now'>,
   agentId: AgentId,
   error: SluiceError,
 ): Promise<void> {

@@ -1,5 +1,4 @@
 /** Listens for operators who follow jobs, try them again, end them, and ask for what is proven. */
-import assert from 'node:assert/strict'
 import { type Context, Hono } from 'hono'
 import { z } from 'zod'
 import { pageQuery } from '@sluice/protocol/api'
@@ -7,9 +6,8 @@ import { reasonRequest } from '@sluice/protocol/api-approvals'
 import { type JobDetail, jobsQuery, type JobView } from '@sluice/protocol/api-fleet'
 import { SluiceError } from '@sluice/protocol/errors'
 import { type ApprovalId, jobId } from '@sluice/protocol/ids'
-import { viewOfApproval } from '../access/approvals.ts'
+import { askedView } from '../access/approvals.ts'
 import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
-import { approvalById } from '../access/store.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
 import { progressOfDuty } from '../deletion/rules.ts'
@@ -49,12 +47,7 @@ export function jobRoutes(deps: JobDeps) {
 
   /** What waits for a second person now. */
   async function asked(c: Context<AccessEnv>, id: ApprovalId) {
-    const approval = await database.read(async (sql) => {
-      const row = await approvalById(sql, id)
-      assert(row, `approval ${id} was made and is not there`)
-      return viewOfApproval(sql, row)
-    })
-    return c.json({ approval }, 202)
+    return c.json({ approval: await database.read((sql) => askedView(sql, id)) }, 202)
   }
 
   routes.get('/v1/jobs', async (c) => {

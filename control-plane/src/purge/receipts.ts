@@ -7,14 +7,12 @@ import { purgeReceiptStatement } from '@sluice/protocol/purge-receipt'
 import { type DsseEnvelope, keyIdOf } from '@sluice/protocol/sealing/dsse'
 import { orderSha256Of, verifyPurgeReceipt } from '@sluice/protocol/sealing/verify-purge-receipt'
 import { appendAudit } from '../audit/store.ts'
-import type { Changes } from '../changes.ts'
-import type { Database, Transaction } from '../database/database.ts'
+import type { Transaction } from '../database/database.ts'
+import { type ReceiptParts, recordRefusal } from '../deletion/receipts.ts'
 import { signerNow } from '../deletion/signer.ts'
 import { addReceipt, markDone, obligationById, receiptOfObligation } from '../deletion/store.ts'
 import { commandById } from '../fleet/store.ts'
 import { lookNow } from './store.ts'
-
-type Parts = { database: Database; changes: Changes; now: () => number }
 
 /**
  * Takes in an agent's purge receipt, durable together with the settled duty. The same again is
@@ -25,7 +23,7 @@ type Parts = { database: Database; changes: Changes; now: () => number }
  * `request.not_found` for a duty that nobody owes.
  */
 export async function acceptPurgeReceipt(
-  parts: Parts,
+  parts: ReceiptParts,
   agentId: AgentId,
   envelope: DsseEnvelope,
 ): Promise<void> {
@@ -39,7 +37,7 @@ export async function acceptPurgeReceipt(
 }
 
 async function accept(
-  parts: Parts,
+  parts: ReceiptParts,
   tx: Transaction,
   sent: { agentId: AgentId; envelope: DsseEnvelope },
 ): Promise<void> {
@@ -106,17 +104,4 @@ function claimedObligation(envelope: DsseEnvelope): ObligationId {
   if (!parsed.success)
     throw new SluiceError('evidence.invalid', 'this is no purge receipt', { cause: parsed.error })
   return parsed.data.predicate.obligationId
-}
-
-async function recordRefusal(parts: Parts, agentId: AgentId, error: SluiceError): Promise<void> {
-  await parts.database.write((tx) =>
-    appendAudit(tx, {
-      atMs: parts.now(),
-      type: 'receipt.refused',
-      actor: { kind: 'agent', id: agentId },
-      site: '*',
-      agentId,
-      detail: { code: error.code, reason: error.message },
-    }),
-  )
 }

@@ -13,8 +13,7 @@ import { reasonRequest } from '@sluice/protocol/api-approvals'
 import { SluiceError } from '@sluice/protocol/errors'
 import { type AgentId, type PurgeId, purgeId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
-import { viewOfApproval } from '../access/approvals.ts'
-import { approvalById } from '../access/store.ts'
+import { askedView } from '../access/approvals.ts'
 import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
@@ -111,11 +110,7 @@ export function purgeRoutes(deps: PurgeRoutesDeps) {
     const access = c.get('access')
     const purge = await reachable(access, c.req.param('id'))
     const asked = await askPurgeWriteOff(deps, { purgeId: purge.id, access, reason })
-    const approval = await database.read(async (sql) => {
-      const row = await approvalById(sql, asked)
-      return row && viewOfApproval(sql, row)
-    })
-    return c.json({ approval }, 202)
+    return c.json({ approval: await database.read((sql) => askedView(sql, asked)) }, 202)
   })
 
   routes.get('/v1/purges/:id/bundle', async (c) => {

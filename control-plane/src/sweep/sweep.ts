@@ -10,6 +10,7 @@ import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database, Transaction } from '../database/database.ts'
 import { isWriteFailure } from '../database/write-failure.ts'
+import { rest } from '../deletion/engine.ts'
 import { addObligation } from '../deletion/store.ts'
 import type { LinkAgent } from '../fleet/link.ts'
 import {
@@ -278,14 +279,6 @@ async function lookAtAgents(deps: SweepDeps, run: Run, look: Look): Promise<void
   // An answer that comes from now on is dropped.
   run.looks.clear()
   add(look.counts, 'agentsNotSeen', silent.size)
-}
-
-function rest(waitMs: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, waitMs)
-    timer.unref()
-    signal.addEventListener('abort', () => (clearTimeout(timer), resolve()), { once: true })
-  })
 }
 
 /** What was found before and a whole look saw no more is over. */
