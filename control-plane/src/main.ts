@@ -76,7 +76,6 @@ import { type CheckedStore, checkedStore, traitsOf } from './storage/checked-sto
 import { type DirectoryStore, openDirectoryStore } from './storage/directory-store.ts'
 import type { ObjectStore } from './storage/object-store.ts'
 import { readS3Credentials } from './storage/s3-credentials.ts'
-import { createS3Store } from './storage/s3-store.ts'
 import { loseFound } from './sweep/losses.ts'
 import { orphanWorker } from './sweep/orphans.ts'
 import { sweepRoutes } from './sweep/routes.ts'
@@ -511,6 +510,8 @@ async function openBucket(
   },
 ): Promise<ObjectStore> {
   const { endpoint, bucket, region, pathStyle, caFile, credentialsFile } = place
+  // Who keeps objects in a directory does not load three clients of S3 at every start.
+  const { createS3Store } = await import('./storage/s3-store.ts')
   return createS3Store({
     ...{ endpoint, bucket, region, forcePathStyle: pathStyle },
     ...(caFile === undefined ? {} : { authorities: await readFile(caFile, 'utf8') }),

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { fork, type ChildProcess } from 'node:child_process'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { Problem } from '@sluice/protocol/messages'
+import { keyChildEnvironment, keyChildFlags } from '@sluice/protocol/process/key-child'
 import { requireProgram, siblingScript } from '../sandbox.ts'
 import { fromChild, type FromChild, type LeaseOrder, type ToChild } from './lease-messages.ts'
 import { asProblem } from './problem.ts'
@@ -31,11 +32,8 @@ export type LeaseChild = {
   readonly outcome: Promise<LeaseOutcome>
 }
 
-/** SIGUSR1 would open a debugger, and with it the memory, to every user of this host. */
-const nodeFlags = ['--disable-sigusr1']
-
 /**
- * Starts the child; it has no environment, and nothing it writes outside its channel is kept. One
+ * Starts the child; it has no environment of ours, and nothing it writes outside its channel is kept. One
  * that mounts a directory has a mount namespace of its own: what is in there is seen by nobody
  * else, and ends with the last process of the lease, however that ends.
  *
@@ -43,8 +41,8 @@ const nodeFlags = ['--disable-sigusr1']
  */
 export function startLeaseChild(order: LeaseOrder, supplies: LeaseSupplies): LeaseChild {
   const child = fork(siblingScript(import.meta.url, 'lease-child'), {
-    env: {},
-    execArgv: nodeFlags,
+    env: keyChildEnvironment(),
+    execArgv: keyChildFlags,
     ...(order.mediaMount === undefined ? {} : ownMounts()),
     serialization: 'advanced',
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
@@ -70,7 +68,7 @@ export function startLeaseChild(order: LeaseOrder, supplies: LeaseSupplies): Lea
 function ownMounts(): { execPath: string; execArgv: string[] } {
   return {
     execPath: requireProgram('unshare'),
-    execArgv: ['--mount', '--propagation', 'private', process.execPath, ...nodeFlags],
+    execArgv: ['--mount', '--propagation', 'private', process.execPath, ...keyChildFlags],
   }
 }
 

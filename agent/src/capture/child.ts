@@ -2,6 +2,7 @@
 import { fork } from 'node:child_process'
 import { SluiceError } from '@sluice/protocol/errors'
 import { problem as problemSchema } from '@sluice/protocol/messages'
+import { keyChildEnvironment, keyChildFlags } from '@sluice/protocol/process/key-child'
 import { z } from 'zod'
 import { errorOf, problemOf } from '../problem.ts'
 
@@ -11,7 +12,7 @@ const failure = z.strictObject({ type: z.literal('failed'), problem: problemSche
 /**
  * Gives a child its order and hears its messages until it has ended and was reaped.
  *
- * It gets no environment and no standard streams: what it could print may quote a medium. Only
+ * It gets no environment of ours and no standard streams: what it could print may quote a medium. Only
  * ciphertext, sealed envelopes, public keys and facts cross the channel.
  *
  * @param options.order Sent once; a structured clone, so Buffers arrive as bytes.
@@ -27,9 +28,8 @@ export async function runChild(options: {
   options.signal.throwIfAborted()
   const child = fork(options.script, [], {
     serialization: 'advanced',
-    env: {},
-    // SIGUSR1 would open a debugger, and with it the memory, to every user of this host.
-    execArgv: ['--disable-sigusr1'],
+    env: keyChildEnvironment(),
+    execArgv: keyChildFlags,
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
   })
   const kill = () => child.kill('SIGKILL')

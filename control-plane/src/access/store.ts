@@ -1,5 +1,5 @@
 /** Remembers principals, their rights and tokens, and what was answered to repeated requests. */
-import { and, asc, desc, eq, gt, inArray, isNull, lt, type SQL } from 'drizzle-orm'
+import { and, asc, desc, eq, gt, inArray, isNull, lt, type SQL } from '../database/drizzle.ts'
 import type { AgentRole, Right } from '@sluice/protocol/api'
 import type { AgentId, ApprovalId, PrincipalId, TokenId } from '@sluice/protocol/ids'
 import type { Queries, Transaction } from '../database/database.ts'

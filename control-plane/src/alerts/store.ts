@@ -1,5 +1,5 @@
 /** Remembers what an administrator must hear; delivering it is owed from the moment it happened. */
-import { desc, eq, lt, and, inArray } from 'drizzle-orm'
+import { desc, eq, lt, and, inArray } from '../database/drizzle.ts'
 import type { AlertType } from '@sluice/protocol/alert'
 import { type AlertId, alertId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'

@@ -1,5 +1,5 @@
 /** Remembers what happened: one audit event per state change, appended in its transaction. */
-import { and, asc, desc, eq, gt, inArray, type SQL, sql } from 'drizzle-orm'
+import { and, asc, desc, eq, gt, inArray, type SQL, sql } from '../database/drizzle.ts'
 import type { Actor, AuditEvent, AuditEventType } from '@sluice/protocol/audit-event'
 import type { AgentId, JobId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'

@@ -1,5 +1,5 @@
 /** Counts over all features, for the status page. */
-import { and, count, eq, isNull, lt } from 'drizzle-orm'
+import { and, count, eq, isNull, lt } from './drizzle.ts'
 import type { Database } from './database.ts'
 import { agents, jobs, obligations } from './schema.ts'
 

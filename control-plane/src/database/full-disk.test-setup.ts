@@ -1,6 +1,6 @@
 /** For tests: databases without room, as SQLite itself reports it and as it is translated. */
 import Sqlite from 'better-sqlite3'
-import { sql as raw } from 'drizzle-orm'
+import { sql as raw } from './drizzle.ts'
 import type { Database, Transaction } from './database.ts'
 
 /** From now on SQLite itself finds no room beyond these pages; more pages are room again. */

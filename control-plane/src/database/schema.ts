@@ -1,14 +1,6 @@
 /** The one schema of the control plane's database; migrations are generated from it. */
-import { sql } from 'drizzle-orm'
-import {
-  blob,
-  index,
-  integer,
-  primaryKey,
-  sqliteTable,
-  text,
-  uniqueIndex,
-} from 'drizzle-orm/sqlite-core'
+import { sql } from './drizzle.ts'
+import { blob, index, integer, primaryKey, sqliteTable, text, uniqueIndex } from './drizzle.ts'
 import type { SanitisationLevel } from '@sluice/protocol/certificate'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import type {

@@ -4,7 +4,7 @@ import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it, type TestContext } from 'node:test'
-import { eq } from 'drizzle-orm'
+import { eq } from '../database/drizzle.ts'
 import { certificateStatement } from '@sluice/protocol/certificate'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import {

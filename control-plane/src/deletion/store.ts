@@ -13,7 +13,7 @@ import {
   or,
   type SQL,
   sql as raw,
-} from 'drizzle-orm'
+} from '../database/drizzle.ts'
 import type { Progress } from '@sluice/protocol/api-obligations'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import {

@@ -13,7 +13,7 @@ import {
   or,
   type SQL,
   sql as raw,
-} from 'drizzle-orm'
+} from '../database/drizzle.ts'
 import { type AgentId, type CommandId, commandId } from '@sluice/protocol/ids'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'

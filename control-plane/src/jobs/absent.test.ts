@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { describe, it, type TestContext } from 'node:test'
-import { eq } from 'drizzle-orm'
+import { eq } from '../database/drizzle.ts'
 import { jobId, receiveKeyId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'

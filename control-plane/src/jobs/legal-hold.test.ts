@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, it } from 'node:test'
-import { eq } from 'drizzle-orm'
+import { eq } from '../database/drizzle.ts'
 import { type ErrorCode, isSluiceError } from '@sluice/protocol/errors'
 import { approvalId, type JobId, jobId, principalId, receiveKeyId } from '@sluice/protocol/ids'
 import type { JobState } from '@sluice/protocol/job'

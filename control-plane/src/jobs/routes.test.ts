@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, it } from 'node:test'
-import { eq } from 'drizzle-orm'
+import { eq } from '../database/drizzle.ts'
 import { Hono } from 'hono'
 import { approvalAsked } from '@sluice/protocol/api-approvals'
 import { agentView, certificateEntry, jobDetail, jobView } from '@sluice/protocol/api-fleet'

@@ -12,7 +12,7 @@ import {
   lt,
   or,
   type SQL,
-} from 'drizzle-orm'
+} from '../database/drizzle.ts'
 import type { Actor } from '@sluice/protocol/audit-event'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId, JobId, LeaseId } from '@sluice/protocol/ids'

@@ -5,6 +5,7 @@ import { extname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { type ErrorCode, SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
+import { keyChildEnvironment, keyChildFlags } from '@sluice/protocol/process/key-child'
 import { type KeyHolder, keyOperations } from './key-operations.ts'
 import type { EpochKeysPlace } from './open-epoch-keys.ts'
 
@@ -47,9 +48,8 @@ export async function startKeyProcess(options: {
   const place: EpochKeysPlace = { slotFile, store, ...(pkcs11 === undefined ? {} : { pkcs11 }) }
   const child = fork(entry, [JSON.stringify(place)], {
     serialization: 'advanced',
-    env: pkcs11 === undefined ? {} : libraryEnvironment(),
-    // SIGUSR1 would open a debugger, and with it the memory, to every user of this host.
-    execArgv: ['--disable-sigusr1'],
+    env: { ...keyChildEnvironment(), ...(pkcs11 === undefined ? {} : libraryEnvironment()) },
+    execArgv: keyChildFlags,
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
   })
   const link = linkTo(child, options.timeoutMs ?? limits.requestTimeoutMs)

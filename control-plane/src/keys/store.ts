@@ -1,5 +1,5 @@
 /** Remembers epochs and what is wrapped under them; never a key in clear. */
-import { and, asc, count, eq, gte, isNull, lte, or, sql as raw } from 'drizzle-orm'
+import { and, asc, count, eq, gte, isNull, lte, or, sql as raw } from '../database/drizzle.ts'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId, EpochId, JobId, ReceiveKeyId } from '@sluice/protocol/ids'
 import { appendAudit } from '../audit/store.ts'

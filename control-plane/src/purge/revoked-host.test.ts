@@ -1,7 +1,7 @@
 /** Proves that a purge reaches what a revoked host still has: by the keys, since nobody can order it. */
 import assert from 'node:assert/strict'
 import { afterEach, beforeEach, describe, it } from 'node:test'
-import { eq } from 'drizzle-orm'
+import { eq } from '../database/drizzle.ts'
 import type { PurgeScope } from '@sluice/protocol/purge'
 import type { Access } from '../access/rules.ts'
 import { agents, receiveKeys } from '../database/schema.ts'

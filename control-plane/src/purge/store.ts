@@ -1,5 +1,5 @@
 /** Remembers purges: whole sets in single statements, because thousands of jobs share one moment. */
-import { and, asc, desc, eq, inArray, lt, max, type SQL, sql as raw } from 'drizzle-orm'
+import { and, asc, desc, eq, inArray, lt, max, type SQL, sql as raw } from '../database/drizzle.ts'
 import type {
   AgentId,
   CommandId,

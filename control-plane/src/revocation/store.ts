@@ -15,7 +15,7 @@ import {
   or,
   type SQL,
   sql as raw,
-} from 'drizzle-orm'
+} from '../database/drizzle.ts'
 import type { AgentId, JobId, RevocationId, TokenId } from '@sluice/protocol/ids'
 import type { JobState } from '@sluice/protocol/job'
 import { limits } from '@sluice/protocol/limits'

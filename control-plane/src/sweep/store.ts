@@ -1,5 +1,17 @@
 /** Remembers sweeps and what they found, and reads the database in pages for them to compare. */
-import { and, asc, count, desc, eq, gt, inArray, isNull, lte, notInArray, or } from 'drizzle-orm'
+import {
+  and,
+  asc,
+  count,
+  desc,
+  eq,
+  gt,
+  inArray,
+  isNull,
+  lte,
+  notInArray,
+  or,
+} from '../database/drizzle.ts'
 import {
   type AgentId,
   findingId,

@@ -15,7 +15,7 @@ import {
 import {
   assertAgree,
   assertFlipsRefused,
-  oneOfEach,
+  someOfEachCode,
   ourVerdict,
   SecondVerifier,
 } from './certificates.test-setup.ts'
@@ -49,22 +49,24 @@ describe('both verifiers', () => {
     }
   })
 
-  // One of each kind for the slower one; certificate-flips.long.test.ts gives it every case.
+  // Some for each code for the slower one; certificate-flips.long.test.ts gives it every case.
   it('agree on job certificates that were changed and signed anew', () =>
-    assertAgree(jobCases, oneOfEach(jobCases)))
+    assertAgree(jobCases, someOfEachCode(jobCases)))
 
   it('agree on receipts that are not canonical, and on which problem comes first', () =>
-    assertAgree(receiptByteCases, receiptByteCases))
+    assertAgree(receiptByteCases, someOfEachCode(receiptByteCases)))
 
-  it('agree on job certificates with replicas', () => assertAgree(replicaCases, replicaCases))
+  it('agree on job certificates with replicas', () =>
+    assertAgree(replicaCases, someOfEachCode(replicaCases)))
 
   it('agree on purge certificates that were changed and signed anew', () =>
-    assertAgree(purgeCases, oneOfEach(purgeCases)))
+    assertAgree(purgeCases, someOfEachCode(purgeCases)))
 
-  it('agree on bytes that are not canonical', () => assertAgree(byteCases, byteCases))
+  it('agree on bytes that are not canonical', () =>
+    assertAgree(byteCases, someOfEachCode(byteCases)))
 
   it('refuse every flipped bit with the same code', async (t) => {
-    await assertFlipsRefused([jobFile(), purgeFile()], { count: 30, seed: 20_261_121 }, t)
+    await assertFlipsRefused([jobFile(), purgeFile()], { count: 10, seed: 20_261_121 }, t)
   })
 })
 
