@@ -3,11 +3,12 @@ import { SluiceError } from '@sluice/protocol/errors'
 import type { Database } from '../database/database.ts'
 import type { Keys } from '../keys/keys.ts'
 import type { OwnWork } from './receipts.ts'
-import { hasJobKey, type JobRow } from './store.ts'
+import { hasJobKey, type JobRow, rollOfPurge } from './store.ts'
 
 /**
- * Waits for a roll that begins after the row was gone. After a crash it asks for another: a roll too
- * many costs little, one too few would leave the key recoverable.
+ * Waits for a roll that begins after the row was gone. The intent of a purge deletes the row, so the roll
+ * of that purge is one. After a crash it asks for another: a roll too many costs little, one too few would
+ * leave the key recoverable.
  *
  * @throws SluiceError `request.conflict` while the job still has its key; what the roll throws.
  */
@@ -20,10 +21,13 @@ export async function destroyKey(
   },
   job: Pick<JobRow, 'id'>,
 ): Promise<OwnWork> {
-  const startedAtMs = parts.now()
   if (await parts.database.read((sql) => hasJobKey(sql, job.id)))
     throw new SluiceError('request.conflict', `job ${job.id} still has its key`)
-  const { destroyedAtMs } = await parts.keys.roll(parts.signal)
+  const purged = await parts.database.read(async (sql) => rollOfPurge(sql, job.id))
+  const { startedAtMs, destroyedAtMs } = purged ?? {
+    startedAtMs: parts.now(),
+    ...(await parts.keys.roll(parts.signal)),
+  }
   return {
     method: 'epoch-roll',
     checked: [

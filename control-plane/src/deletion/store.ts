@@ -524,6 +524,19 @@ const belongsTo = (purge: PurgeId) =>
     raw`${obligations.jobId} IN (SELECT job_id FROM purge_jobs WHERE purge_id = ${purge})`,
   )
 
+/** The roll of a purge that deleted the key of this job; undefined while there is none. */
+export function rollOfPurge(
+  sql: Queries,
+  job: JobId,
+): { startedAtMs: number; destroyedAtMs: number } | undefined {
+  return sql.get(
+    raw`SELECT intent_at_ms AS "startedAtMs", keys_unrecoverable_at_ms AS "destroyedAtMs" FROM purges
+      WHERE keys_unrecoverable_at_ms IS NOT NULL
+        AND EXISTS (SELECT 1 FROM purge_jobs WHERE purge_id = purges.id AND job_id = ${job})
+      ORDER BY keys_unrecoverable_at_ms LIMIT 1`,
+  )
+}
+
 // ---------------------------------------------------------------- receipts
 
 export async function addReceipt(tx: Transaction, receipt: ReceiptRow): Promise<void> {

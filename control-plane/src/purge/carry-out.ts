@@ -28,6 +28,7 @@ import type { Reserve } from './reserve.ts'
 import { lookAgainMs } from './rules.ts'
 import {
   changePurge,
+  hurryKeys,
   objectsAbsentAtMs,
   openOf,
   orderPage,
@@ -74,6 +75,8 @@ async function destroyKeys(parts: CarryOutParts, purge: PurgeRow): Promise<void>
   const keysUnrecoverableAtMs = Math.max(destroyedAtMs, purge.intentAtMs ?? 0)
   await parts.database.write(async (tx) => {
     await changePurge(tx, { id: purge.id, from: 'running' }, { keysUnrecoverableAtMs })
+    hurryKeys(tx, purge.id, parts.now())
+    tx.afterCommit(() => parts.changes.emit('obligation'))
   })
 }
 

@@ -433,15 +433,18 @@ export function orderPage(
   const { sql } = tx
   const { atMs, reminderAtMs } = page
   const ids = raw`SELECT value FROM json_each(${JSON.stringify(page.jobIds)})`
+  // The purge's own roll destroys the keys; only where that fails does each ask for another.
+  const rolled = raw`EXISTS (SELECT 1 FROM purges WHERE id = ${page.purgeId} AND keys_unrecoverable_at_ms IS NOT NULL)`
+  const keysAtMs = raw`CASE WHEN ${rolled} THEN ${atMs} ELSE ${atMs + limits.epochRollCoalesceMs} END`
   dropExpiry(tx, ids, atMs)
   sql.run(
     raw`UPDATE obligations SET state = 'due', deadline_at_ms = ${atMs + limits.obligationOverdueMs},
-        next_try_at_ms = CASE WHEN kind IN ('spool.delete', 'lease.wipe') THEN ${reminderAtMs} ELSE ${atMs} END
+        next_try_at_ms = CASE WHEN kind IN ('spool.delete', 'lease.wipe') THEN ${reminderAtMs} WHEN kind = 'key.destroy' THEN ${keysAtMs} ELSE ${atMs} END
       WHERE job_id IN (${ids}) AND state = 'waiting' AND kind IN ('spool.delete', 'lease.wipe', 'object.delete', 'replica.delete', 'key.destroy', 'result.deliver')`,
   )
   // What an earlier deletion had begun need not wait for its next try.
   sql.run(
-    raw`UPDATE obligations SET next_try_at_ms = ${atMs}
+    raw`UPDATE obligations SET next_try_at_ms = CASE WHEN kind = 'key.destroy' THEN ${keysAtMs} ELSE ${atMs} END
       WHERE job_id IN (${ids}) AND state = 'due' AND kind IN ('object.delete', 'replica.delete', 'key.destroy', 'result.deliver')`,
   )
   sql.run(
@@ -461,6 +464,14 @@ export function orderPage(
       WHERE obligations.job_id IN (${ids}) AND kind IN ('spool.delete', 'lease.wipe') AND state = 'due'
         AND NOT EXISTS (SELECT 1 FROM commands WHERE commands.id = obligations.command_id AND acked_at_ms IS NULL AND cancelled_at_ms IS NULL)
       ORDER BY obligations.id`,
+  )
+}
+
+/** The purge's roll has destroyed the keys of all its jobs: their duties only have to be signed. */
+export function hurryKeys(tx: Transaction, id: PurgeId, atMs: number): void {
+  tx.sql.run(
+    raw`UPDATE obligations SET next_try_at_ms = ${atMs}
+      WHERE job_id IN (${jobsOf(id)}) AND kind = 'key.destroy' AND state = 'due'`,
   )
 }
 
