@@ -171,10 +171,25 @@ async function scanRange(
   from: number,
   to: number,
 ): Promise<ScanReport> {
+  const buffer = spareBuffers.pop() ?? Buffer.allocUnsafeSlow(overlap + readBytes)
+  try {
+    return await scanThrough(buffer, { scanner, place, handle, from, to })
+  } finally {
+    spareBuffers.push(buffer)
+  }
+}
+
+const overlap = needleBytes - 1
+/** One for each scan that ever ran beside others: made anew for every file, they cost more than scanning. */
+const spareBuffers: Buffer[] = []
+
+async function scanThrough(
+  buffer: Buffer,
+  range: { scanner: Scanner; place: string; handle: FileHandle; from: number; to: number },
+): Promise<ScanReport> {
+  const { scanner, place, handle, from, to } = range
   const report = emptyReport()
   report.places = 1
-  const overlap = needleBytes - 1
-  const buffer = Buffer.allocUnsafeSlow(overlap + Math.min(readBytes, to - from))
   let kept = 0
   let position = from
   while (position < to) {
