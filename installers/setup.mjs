@@ -424,7 +424,7 @@ function testArguments(args, long) {
     refuse('there is no such test yet', 'npm test runs all others', 0)
   const timeoutMs = long ? longTestTimeoutMs : testTimeoutMs
   // Two at a time: many tests start processes of their own.
-  const bounds = ['--test-concurrency=3', `--test-timeout=${timeoutMs}`]
+  const bounds = ['--test-concurrency=4', `--test-timeout=${timeoutMs}`]
   return ['--test', ...bounds, ...args, ...files]
 }
 
