@@ -657,6 +657,9 @@ describe('an emergency purge', () => {
   it('of everything cuts uploads, takes drafts and what waits, and leaves the sources', async () => {
     plane.keysPerAnswer = 2
     agent = await startAgent()
+    await until(() => agent?.journal.data.receiveKeys.length === plane.keysPerAnswer)
+    // Two keys for two drafts: the third submission has to wait for one.
+    plane.refuse.set('receive-keys.request', new SluiceError('internal', 'no', { retry: 'later' }))
     plane.storeHangs = true
     const uploading = await submit()
     await until(() => plane.asked.includes('part'))
@@ -665,7 +668,6 @@ describe('an emergency purge', () => {
     const draft = await submit()
     await until(() => stageNow(draft) === 'announce')
     const draftJob = agent.journal.data.submissions[draft]?.jobId
-    plane.refuse.set('receive-keys.request', new SluiceError('internal', 'no', { retry: 'later' }))
     const waiting = await submit()
     await until(() => stageNow(waiting) === 'waiting')
     const order = orderOf({ everything: true })
