@@ -22,6 +22,10 @@ export const mediumName = z.string().regex(/^[0-9]{4,5}\.(?:jpg|png|webp|mp4|fla
 export const isolationLevel = z.enum(['bubblewrap', 'none'])
 export type IsolationLevel = z.infer<typeof isolationLevel>
 
+/** Which table of `capture/profiles.ts` the media were normalised by. */
+export const gateProfile = z.enum(['analysis', 'faithful', 'compact'])
+export type GateProfile = z.infer<typeof gateProfile>
+
 const count = z.int().nonnegative()
 
 /**
@@ -44,6 +48,12 @@ export const mediumEntry = z.strictObject({
   channels: z.int().positive().optional(),
   /** The film this sound was taken from, when it is a film's own track. */
   soundOf: mediumName.optional(),
+  /** The first page of the same source, when this is a further page or frame of it. */
+  pageOf: mediumName.optional(),
+  /** Only what could still be decoded of a damaged source; the rest is missing or grey. */
+  partial: z.literal(true).optional(),
+  /** High dynamic range of the source: mapped to the range of a screen, cut off at it, or kept. */
+  hdr: z.enum(['tone-mapped', 'clipped', 'kept']).optional(),
   source: z.strictObject({
     /** Type found by content, such as `jpeg` or `mov`. */
     format: z.string().max(16),
@@ -61,6 +71,9 @@ export const manifest = z.strictObject({
   resultPublicKey: z.base64url().length(1622),
   media: z.array(mediumEntry).min(1).max(limits.mediaPerJobMax),
   isolation: isolationLevel,
+  /** Whether decoders could reach only the system calls they need (seccomp). */
+  systemCalls: z.enum(['filtered', 'any']).optional(),
+  profile: gateProfile.optional(),
   /** Tool name to version: `sluice`, `sharp`, `libvips`, `ffmpeg`. */
   tools: z.record(z.string().max(32), z.string().max(128)),
 })

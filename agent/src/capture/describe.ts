@@ -11,7 +11,7 @@ import type { NormalisedMedium } from './normalised.ts'
 /** What the manifest says beside the media; `tools` is completed by the decoders' versions. */
 export type ManifestHead = Pick<
   Manifest,
-  'jobId' | 'analyser' | 'resultPublicKey' | 'isolation' | 'tools'
+  'jobId' | 'analyser' | 'resultPublicKey' | 'isolation' | 'systemCalls' | 'profile' | 'tools'
 >
 
 /** Takes the archive's bytes in order; each call is awaited, and its buffer zeroed afterwards. */
@@ -40,6 +40,7 @@ export async function writeArchive(
     bytes.fill(0)
   }
   const entries: MediumEntry[] = []
+  let first: MediumEntry | undefined
   const tools = { ...job.head.tools }
   for await (const group of job.media) {
     for (const medium of group) {
@@ -51,7 +52,9 @@ export async function writeArchive(
       const entryOffset = offset
       const sha256 = await putContent(medium, put)
       await put(Buffer.alloc(paddingBytes))
-      entries.push(describe({ medium, name, offset: entryOffset, sha256, previous }))
+      const entry = describe({ medium, name, offset: entryOffset, sha256, previous, first })
+      if (medium.furtherPage !== true) first = entry
+      entries.push(entry)
       Object.assign(tools, medium.tools)
     }
   }
@@ -102,8 +105,10 @@ function describe(options: {
   offset: number
   sha256: string
   previous: MediumEntry | undefined
+  /** The last one that was no further page. */
+  first: MediumEntry | undefined
 }): MediumEntry {
-  const { medium, name, offset, sha256, previous } = options
+  const { medium, name, offset, sha256, previous, first } = options
   const { kind, codec, source, removed, content } = medium
   const entry: MediumEntry = {
     name,
@@ -126,6 +131,12 @@ function describe(options: {
     assert.equal(previous?.kind, 'video')
     if (previous !== undefined) entry.soundOf = previous.name
   }
+  if (medium.furtherPage === true) {
+    assert.equal(first?.kind, medium.kind)
+    if (first !== undefined) entry.pageOf = first.name
+  }
+  if (medium.partial === true) entry.partial = true
+  if (medium.hdr !== undefined) entry.hdr = medium.hdr
   return entry
 }
 

@@ -33,32 +33,37 @@ export type Source = AsyncDisposable & {
   assertUnchanged(): Promise<void>
 }
 
-const kinds: Record<SourceFormat, MediumKind> = {
-  jpeg: 'image',
-  png: 'image',
-  webp: 'image',
-  mp4: 'video',
-  mov: 'video',
-  wav: 'audio',
-  mp3: 'audio',
-  flac: 'audio',
+/** What each format is, and the extensions that promise it. */
+const formats: Record<SourceFormat, { kind: MediumKind; extensions: readonly string[] }> = {
+  jpeg: { kind: 'image', extensions: ['.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'] },
+  png: { kind: 'image', extensions: ['.png', '.apng'] },
+  webp: { kind: 'image', extensions: ['.webp'] },
+  gif: { kind: 'image', extensions: ['.gif'] },
+  tiff: { kind: 'image', extensions: ['.tif', '.tiff', '.btf', '.tf8'] },
+  avif: { kind: 'image', extensions: ['.avif', '.avifs'] },
+  heic: { kind: 'image', extensions: ['.heic', '.heif', '.hif', '.heics', '.heifs'] },
+  bmp: { kind: 'image', extensions: ['.bmp', '.dib'] },
+  mp4: { kind: 'video', extensions: ['.mp4', '.m4v'] },
+  mov: { kind: 'video', extensions: ['.mov', '.qt'] },
+  '3gp': { kind: 'video', extensions: ['.3gp', '.3g2', '.3gpp'] },
+  mkv: { kind: 'video', extensions: ['.mkv', '.mka'] },
+  webm: { kind: 'video', extensions: ['.webm'] },
+  avi: { kind: 'video', extensions: ['.avi', '.divx'] },
+  ts: { kind: 'video', extensions: ['.ts', '.mts', '.m2ts', '.m2t'] },
+  wav: { kind: 'audio', extensions: ['.wav', '.wave', '.bwf'] },
+  mp3: { kind: 'audio', extensions: ['.mp3'] },
+  flac: { kind: 'audio', extensions: ['.flac'] },
+  aac: { kind: 'audio', extensions: ['.aac'] },
+  m4a: { kind: 'audio', extensions: ['.m4a', '.m4b', '.mp4'] },
+  ogg: { kind: 'audio', extensions: ['.ogg', '.oga', '.opus', '.spx'] },
+  aiff: { kind: 'audio', extensions: ['.aif', '.aiff', '.aifc'] },
+  amr: { kind: 'audio', extensions: ['.amr', '.awb'] },
 }
 
 const bytesMax: Record<MediumKind, number> = {
   image: limits.imageFileBytesMax,
   video: limits.videoFileBytesMax,
   audio: limits.audioFileBytesMax,
-}
-
-const extensions: Record<SourceFormat, readonly string[]> = {
-  jpeg: ['.jpg', '.jpeg', '.jpe', '.jfif', '.mpo'],
-  png: ['.png', '.apng'],
-  webp: ['.webp'],
-  mp4: ['.mp4', '.m4v'],
-  mov: ['.mov', '.qt'],
-  wav: ['.wav', '.wave', '.bwf'],
-  mp3: ['.mp3'],
-  flac: ['.flac'],
 }
 
 const streamPieceBytes = 1024 ** 2
@@ -78,15 +83,15 @@ export async function openSource(file: string): Promise<Source> {
     if (bytes === 0) throw new SluiceError('media.empty', 'the file is empty')
     const read = (offset: number, length: number) => readExactly(handle, offset, length)
     const found = await sniff({ bytes, read })
-    if (!found.supported) throw unsupported(found.name)
-    const kind = kinds[found.format]
+    if (!found.supported) throw unsupported(found.name, found.instead)
+    const { kind, extensions } = formats[found.format]
     if (bytes > bytesMax[kind]) throw tooLarge(kind)
     return {
       path: file,
       format: found.format,
       kind,
       bytes,
-      nameDisagrees: !extensions[found.format].includes(path.extname(file).toLowerCase()),
+      nameDisagrees: !extensions.includes(path.extname(file).toLowerCase()),
       read,
       async *stream(start = 0, end = bytes) {
         for (let at = start; at < end; at += streamPieceBytes) {
@@ -151,9 +156,10 @@ function notAFile(why: string, cause?: unknown): SluiceError {
   })
 }
 
-function unsupported(found: string): SluiceError {
+/** @param instead What the owner of the file can do. */
+export function unsupported(found: string, instead: string): SluiceError {
   return new SluiceError('media.unsupported', `the content is ${found}, which is not accepted`, {
-    hint: 'Accepted are JPEG, PNG, WebP, MP4, MOV, WAV, MP3 and FLAC; the content counts, not the name.',
+    hint: instead,
   })
 }
 

@@ -7,7 +7,7 @@ import type { SourceFormat } from './sniff.ts'
 export type NormalisedMedium = {
   kind: MediumKind
   /** Extension of the name in the archive, without a dot. */
-  extension: 'jpg' | 'png' | 'mp4' | 'flac' | 'wav'
+  extension: 'jpg' | 'png' | 'webp' | 'mp4' | 'flac' | 'wav'
   /** In ffprobe's words. */
   codec: string
   widthPixels?: number
@@ -18,6 +18,12 @@ export type NormalisedMedium = {
   channels?: number
   /** The sound of the film that comes right before it. */
   soundOfFilm?: true
+  /** A further page or frame of the source whose first one came before it. */
+  furtherPage?: true
+  /** Only what could be decoded of a damaged source. */
+  partial?: true
+  /** What became of a high dynamic range; absent when there was none. */
+  hdr?: 'tone-mapped' | 'clipped' | 'kept'
   source: { format: SourceFormat; bytes: number }
   /** Kinds of metadata that were there and are gone, never values. */
   removed: string[]

@@ -1,8 +1,15 @@
 /** Recognises a format by its first bytes, and names what it refuses; it never looks at a file's name. */
 
-export type SourceFormat = 'jpeg' | 'png' | 'webp' | 'mp4' | 'mov' | 'wav' | 'mp3' | 'flac'
+import { exportAgain, foreignBrand, foreignMagic, foreignText, type Foreign } from './foreign.ts'
+import { findFrames, findPackets, readDocType } from './sniff-av.ts'
 
-export type Found = { supported: true; format: SourceFormat } | { supported: false; name: string }
+export type PictureFormat = 'jpeg' | 'png' | 'webp' | 'gif' | 'tiff' | 'avif' | 'heic' | 'bmp'
+export type FilmFormat = 'mp4' | 'mov' | '3gp' | 'mkv' | 'webm' | 'avi' | 'ts'
+export type SoundFormat = 'wav' | 'mp3' | 'aac' | 'm4a' | 'flac' | 'ogg' | 'aiff' | 'amr'
+export type SourceFormat = PictureFormat | FilmFormat | SoundFormat
+
+/** What was found; `instead` is what its owner can do when it is not let through. */
+export type Found = { supported: true; format: SourceFormat } | ({ supported: false } & Foreign)
 
 /** What is to be recognised: its size, and a way to read a range within it. */
 export type Sniffable = {
@@ -12,16 +19,32 @@ export type Sniffable = {
 
 const headBytes = 4096
 
-/** Finds the format from the head, and for tagged sound from what follows the tag. */
+/** Finds the format from the head, and for tagged sound from what follows the tags. */
 export async function sniff(source: Sniffable): Promise<Found> {
-  const head = await source.read(0, Math.min(headBytes, source.bytes))
-  const tagBytes = id3Bytes(head)
-  if (tagBytes === 0) return sniffHead(head)
-  if (tagBytes >= source.bytes) return refused('an ID3 tag without sound')
-  const behind = await source.read(tagBytes, Math.min(headBytes, source.bytes - tagBytes))
-  const found = sniffHead(behind)
-  if (found.supported && (found.format === 'mp3' || found.format === 'flac')) return found
-  return refused('an ID3 tag before something else than MP3 or FLAC')
+  const start = await id3End(source)
+  if (start === 0) {
+    const head = await source.read(0, Math.min(headBytes, source.bytes))
+    return sniffHead(head) ?? (await sniffFrames(source, 0)) ?? unknown(head)
+  }
+  if (start >= source.bytes) return refused('an ID3 tag without sound')
+  const behind = await source.read(start, Math.min(headBytes, source.bytes - start))
+  if (text(behind, 0, 4) === 'fLaC') return accepted('flac')
+  const found = await sniffFrames(source, start)
+  return found ?? refused('an ID3 tag before something else than MP3, AAC or FLAC')
+}
+
+/** Tags may follow one another; more of them than this are no honest file. */
+const tagsMax = 8
+
+/** Offset behind all ID3v2 tags at the beginning. */
+export async function id3End(source: Sniffable): Promise<number> {
+  let at = 0
+  for (let tag = 0; tag < tagsMax && at < source.bytes; tag++) {
+    const bytes = id3Bytes(await source.read(at, Math.min(10, source.bytes - at)))
+    if (bytes === 0) break
+    at += bytes
+  }
+  return at
 }
 
 /**
@@ -37,145 +60,129 @@ export function id3Bytes(head: Buffer): number {
   return 10 + size.reduce((total, byte) => total * 128 + byte, 0) + footer
 }
 
-function sniffHead(head: Buffer): Found {
+function sniffHead(head: Buffer): Found | undefined {
   if (starts(head, 'ffd8ff')) return accepted('jpeg')
   if (starts(head, '89504e470d0a1a0a')) return accepted('png')
   if (text(head, 0, 4) === 'fLaC') return accepted('flac')
-  if (text(head, 0, 4) === 'RIFF') return sniffRiff(head)
+  if (/^GIF8[79]a$/.test(text(head, 0, 6))) return accepted('gif')
+  if (isTiff(head)) return accepted('tiff')
+  if (isBmp(head)) return accepted('bmp')
+  if (['RIFF', 'RF64', 'BW64'].includes(text(head, 0, 4))) return sniffRiff(head)
+  if (text(head, 0, 4) === 'FORM') return sniffForm(head)
+  if (starts(head, '1a45dfa3')) return sniffMatroska(head)
+  if (text(head, 0, 4) === 'OggS') return accepted('ogg')
+  if (/^#!AMR(?:-WB)?\n/.test(text(head, 0, 9))) return accepted('amr')
   const box = sniffBoxes(head)
   if (box !== undefined) return box
-  const known = foreign.find(([magic]) => starts(head, magic))
-  if (known !== undefined) return refused(known[1])
-  return sniffFrames(head) ?? refused(looksLikeText(head) ? 'text' : 'of an unknown type')
+  const known = foreignMagic(head)
+  if (known !== undefined) return { supported: false, ...known }
+  return findPackets(head) === undefined ? undefined : accepted('ts')
+}
+
+/** Text is told first: nothing behind it makes it a sound. */
+async function sniffFrames(source: Sniffable, start: number): Promise<Found | undefined> {
+  const head = await source.read(start, Math.min(64, source.bytes - start))
+  if (foreignText(head) !== undefined) return undefined
+  const found = await findFrames(source, start)
+  return found === undefined ? undefined : accepted(found.format)
+}
+
+function unknown(head: Buffer): Found {
+  const readable = foreignText(head)
+  if (readable !== undefined) return { supported: false, ...readable }
+  const layered = head[0] === 0xff && ((head[1] ?? 0) & 0xe0) === 0xe0
+  return refused(layered ? 'MPEG sound other than MP3 and AAC' : 'of an unknown type')
+}
+
+/** @see EA IFF 85, and Apple, "Audio Interchange File Format". */
+function sniffForm(head: Buffer): Found {
+  const form = text(head, 8, 12)
+  return form === 'AIFF' || form === 'AIFC' ? accepted('aiff') : refused('an unknown IFF file')
+}
+
+function sniffMatroska(head: Buffer): Found {
+  const type = readDocType(head)
+  if (type === 'webm') return accepted('webm')
+  return type === 'matroska' ? accepted('mkv') : refused('an unknown EBML file')
 }
 
 function sniffRiff(head: Buffer): Found {
   const form = text(head, 8, 12)
-  if (form === 'WEBP') return accepted('webp')
   if (form === 'WAVE') return accepted('wav')
-  return refused(form === 'AVI ' ? 'AVI' : 'an unknown RIFF file')
+  if (text(head, 0, 4) !== 'RIFF') return refused('an unknown RIFF file')
+  if (form === 'WEBP') return accepted('webp')
+  return form === 'AVI ' ? accepted('avi') : refused('an unknown RIFF file')
 }
 
-/** Major brands that are something else than a film, although they are boxes like one. */
-const foreignBrands = new Map([
-  ...['heic', 'heix', 'heim', 'heis', 'hevc', 'hevx', 'mif1', 'msf1'].map(
-    (brand) => [brand, 'HEIC or HEIF'] as const,
-  ),
-  ['avif', 'AVIF'],
-  ['avis', 'AVIF'],
-  ['crx ', 'camera raw (CR3)'],
-  ['jxl ', 'JPEG XL'],
-  ['jp2 ', 'JPEG 2000'],
-  ['M4A ', 'M4A'],
-  ['M4B ', 'M4B'],
-  ['M4P ', 'M4P'],
-  ['f4v ', 'F4V'],
-])
+/**
+ * TIFF and BigTIFF. Camera raw files that are TIFF by magic are told apart by their tags
+ * (`tiff-structure.ts`), as one look at the head does not show them.
+ *
+ * @see TIFF 6.0, section 2; BigTIFF has 43 in place of 42.
+ */
+function isTiff(head: Buffer): boolean {
+  return ['49492a00', '4d4d002a', '49492b00', '4d4d002b'].some((magic) => starts(head, magic))
+}
 
-const filmBrand = /^(?:iso[m2-9a-d]|mp4[12]|avc1|M4V[ HP]|dash|MSNV|XAVC|mmp4|NDS[A-Z]|cmfc)$/
+/** Two letters are no evidence; the size of the header behind them is one of few. */
+function isBmp(head: Buffer): boolean {
+  if (text(head, 0, 2) !== 'BM' || head.length < 26) return false
+  return bmpHeaderBytes.has(head.readUInt32LE(14))
+}
+
+/** OS/2 1 and 2, Windows 3, with masks, with alpha mask, version 4, version 5. */
+const bmpHeaderBytes = new Set([12, 64, 16, 40, 52, 56, 108, 124])
+
+const heicBrands = new Set(['heic', 'heix', 'heim', 'heis', 'hevc', 'hevx', 'hevm', 'hevs'])
+const avifBrands = new Set(['avif', 'avis'])
+/** Structural brands of HEIF, which leave the codec to the other brands. */
+const heifBrands = new Set(['mif1', 'mif2', 'mif3', 'msf1', 'miaf', 'MiHE', 'MiHB', 'MiHA', '1pic'])
+
+/** @see ISO/IEC 23008-12, annex B and section 10; AV1 Image File Format, section 8. */
+function sniffStill(head: Buffer): Found | undefined {
+  const end = Math.min(head.readUInt32BE(0), head.length)
+  const major = text(head, 8, 12)
+  if (avifBrands.has(major)) return accepted('avif')
+  if (heicBrands.has(major)) return accepted('heic')
+  if (!heifBrands.has(major)) return undefined
+  for (let at = 16; at + 4 <= end; at += 4) {
+    if (avifBrands.has(text(head, at, at + 4))) return accepted('avif')
+  }
+  return accepted('heic')
+}
 
 /** @see ISO/IEC 14496-12, 4.2 and 4.3: size, type, and the brands of `ftyp`. */
 function sniffBoxes(head: Buffer): Found | undefined {
   const type = text(head, 4, 8)
-  if (type === 'JXL ' || type === 'jP  ') return refused('JPEG XL or JPEG 2000')
+  if (type === 'JXL ' || type === 'jP  ') {
+    return refused('JPEG XL or JPEG 2000', 'Export the picture as JPEG, PNG or TIFF first.')
+  }
   // QuickTime before 2001 had no `ftyp`.
   if (['moov', 'mdat', 'wide', 'pnot'].includes(type)) return accepted('mov')
   if (['free', 'skip'].includes(type) && head.readUInt32BE(0) >= 8) return accepted('mov')
   if (type !== 'ftyp') return undefined
-  const end = Math.min(head.readUInt32BE(0), head.length)
   const major = text(head, 8, 12)
-  const other = foreignBrands.get(major)
-  if (other !== undefined) return refused(other)
+  const other = foreignBrand(major)
+  if (other !== undefined) return { supported: false, ...other }
+  const still = sniffStill(head)
+  if (still !== undefined) return still
   if (major === 'qt  ') return accepted('mov')
-  if (major.startsWith('3g')) return refused('3GP')
-  for (let at = 8; at + 4 <= end; at += 4) {
-    if (at !== 12 && filmBrand.test(text(head, at, at + 4))) return accepted('mp4')
-  }
-  return refused('an ISO media file of unknown brand')
-}
-
-/** Magic in hex and the name people know. */
-const foreign: readonly (readonly [string, string])[] = [
-  [hex('GIF8'), 'GIF'],
-  [hex('BM'), 'BMP'],
-  [hex('II*\0'), 'TIFF or camera raw'],
-  [hex('MM\0*'), 'TIFF or camera raw'],
-  ['ff0a', 'JPEG XL'],
-  [hex('%PDF'), 'PDF'],
-  [hex('%!PS'), 'PostScript'],
-  ['1a45dfa3', 'Matroska or WebM'],
-  [hex('OggS'), 'Ogg'],
-  [hex('FORM'), 'AIFF'],
-  [hex('#!AMR'), 'AMR'],
-  [hex('RF64'), 'RF64'],
-  [hex('BW64'), 'BW64'],
-  [hex('FLV'), 'FLV'],
-  ['3026b2758e66cf11', 'WMV or ASF'],
-  ['000001ba', 'an MPEG program stream'],
-  ['000001b3', 'an MPEG elementary stream'],
-  ['060e2b34', 'MXF'],
-  [hex('8BPS'), 'PSD'],
-  ['762f3101', 'OpenEXR'],
-  [hex('#EXTM3U'), 'a playlist'],
-  [hex('ffconcat'), 'a playlist'],
-  [hex('PK'), 'a ZIP archive'],
-  ['1f8b', 'gzip'],
-  ['377abcaf271c', 'a 7z archive'],
-  ['7f454c46', 'a program'],
-  [hex('MZ'), 'a program'],
-]
-
-/** @see ISO/IEC 11172-3, 2.4.1.3: frame sync, version, layer, bit rate and sampling frequency. */
-function sniffFrames(head: Buffer): Found | undefined {
-  if (head.length > 188 && head[0] === 0x47 && head[188] === 0x47) return refused('MPEG-TS')
-  if (head.length < 4 || head[0] !== 0xff || (head.readUInt8(1) & 0xe0) !== 0xe0) return undefined
-  const layer = (head.readUInt8(1) >> 1) & 3
-  if (layer === 0) return refused('AAC')
-  const frameBytes = mpegFrameBytes(head.readUInt32BE(0))
-  if (layer !== 1) return refused('MPEG sound of another layer than MP3')
-  if (frameBytes === undefined) return undefined
-  // One frame header is only eleven set bits: a second one must follow where the first frame ends.
-  if (head.length < frameBytes + 4) return undefined
-  return mpegFrameBytes(head.readUInt32BE(frameBytes)) === undefined ? undefined : accepted('mp3')
-}
-
-const layer3Kilobits = {
-  mpeg1: [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320],
-  mpeg2: [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160],
-}
-const mpeg1Hz = [44_100, 48_000, 32_000]
-
-/** Bytes of an MP3 frame with this header; undefined if it is none, or of free bit rate. */
-function mpegFrameBytes(header: number): number | undefined {
-  const version = (header >>> 19) & 3
-  if (header >>> 21 !== 0x7ff || version === 1 || ((header >>> 17) & 3) !== 1) return undefined
-  const rates = version === 3 ? layer3Kilobits.mpeg1 : layer3Kilobits.mpeg2
-  const kilobits = rates[(header >>> 12) & 15] ?? 0
-  const baseHz = mpeg1Hz[(header >>> 10) & 3]
-  if (kilobits === 0 || baseHz === undefined) return undefined
-  const sampleRateHz = version === 3 ? baseHz : version === 2 ? baseHz / 2 : baseHz / 4
-  const slots = version === 3 ? 144 : 72
-  return Math.floor((slots * kilobits * 1000) / sampleRateHz) + ((header >>> 9) & 1)
-}
-
-function looksLikeText(head: Buffer): boolean {
-  return !head.some((byte) => byte < 9 || (byte > 13 && byte < 32 && byte !== 27))
+  if (/^M4[AB] $/.test(major)) return accepted('m4a')
+  if (/^3g[0-9a-z]{2}$/.test(major)) return accepted('3gp')
+  // Cameras write brands of their own: whether it is a film, its index says.
+  return accepted('mp4')
 }
 
 function accepted(format: SourceFormat): Found {
   return { supported: true, format }
 }
 
-function refused(name: string): Found {
-  return { supported: false, name }
+function refused(name: string, instead: string = exportAgain): Found {
+  return { supported: false, name, instead }
 }
 
 function text(bytes: Buffer, start: number, end: number): string {
   return bytes.toString('latin1', start, end)
-}
-
-function hex(ascii: string): string {
-  return Buffer.from(ascii, 'latin1').toString('hex')
 }
 
 function starts(head: Buffer, magic: string): boolean {

@@ -1,0 +1,149 @@
+/** Names what is not let through, by its first bytes, and says what its owner can do instead. */
+
+export type Foreign = { name: string; instead: string }
+
+export const exportAgain =
+  'Export it as JPEG, PNG, MP4, WAV or another accepted format; docs/operate/gate.md lists them.'
+const exportAsPicture = 'Export the picture as JPEG, PNG or TIFF first.'
+const printAsPicture = 'Export the pages as PNG or TIFF on a machine that has nothing to lose.'
+export const develop = 'Develop it in a raw converter, and submit the JPEG or TIFF.'
+const unpack = 'Unpack it, and submit the media in it one by one.'
+const nameTheMedium = 'Submit the medium itself, not a list or page that points to it.'
+const notMedia = 'Programs are never taken; if a camera wrote this, its card is infected.'
+
+const called = (name: string, instead: string): Foreign => ({ name, instead })
+const archive = (name: string) => called(name, unpack)
+const program = called('a program', notMedia)
+const rawPhoto = (name: string) => called(`camera raw (${name})`, develop)
+
+/** Magic in hex, what people know it as, and its offset where that is not 0. */
+const magics: readonly (readonly [string, Foreign, number?])[] = [
+  ['ff0a', called('JPEG XL', exportAsPicture)],
+  ['ff4fff51', called('JPEG 2000', exportAsPicture)],
+  [hex('%PDF'), called('PDF', printAsPicture)],
+  [hex('%!PS'), called('PostScript', printAsPicture)],
+  ['c5d0d3c6', called('PostScript', printAsPicture)],
+  [hex('8BPS'), called('PSD', exportAsPicture)],
+  [hex('gimp xcf'), called('XCF', exportAsPicture)],
+  ['762f3101', called('OpenEXR', exportAsPicture)],
+  [hex('#?RADIANCE'), called('Radiance HDR', exportAsPicture)],
+  [hex('qoif'), called('QOI', exportAsPicture)],
+  [hex('SIMPLE  ='), called('FITS', exportAsPicture)],
+  [hex('AT&TFORM'), called('DjVu', printAsPicture)],
+  [hex('DICM'), called('DICOM', exportAsPicture), 128],
+  ['d7cdc69a', called('a Windows metafile', printAsPicture)],
+  [hex(' EMF'), called('a Windows metafile', printAsPicture), 40],
+  ['00000100', called('an icon', exportAsPicture)],
+  ['00000200', called('a cursor', exportAsPicture)],
+  [hex('icns'), called('an icon', exportAsPicture)],
+  [hex('FUJIFILMCCD-RAW'), rawPhoto('RAF')],
+  [hex('FOVb'), rawPhoto('X3F')],
+  ['004d524d', rawPhoto('MRW')],
+  [hex('HEAPCCDR'), rawPhoto('CRW'), 6],
+  ['49495500', rawPhoto('RW2')],
+  [hex('IIRO'), rawPhoto('ORF')],
+  [hex('IIRS'), rawPhoto('ORF')],
+  [hex('MMOR'), rawPhoto('ORF')],
+  [hex('#!AMR'), called('AMR of several channels', exportAgain)],
+  [hex('FLV'), called('FLV', exportAgain)],
+  ['3026b2758e66cf11', called('WMV or ASF', exportAgain)],
+  ['000001ba', called('an MPEG program stream', exportAgain)],
+  ['000001b3', called('an MPEG elementary stream', exportAgain)],
+  ['060e2b34', called('MXF', exportAgain)],
+  [hex('MThd'), called('MIDI', 'Render it to sound first.')],
+  ['504b0304', archive('a ZIP archive')],
+  ['504b0506', archive('a ZIP archive')],
+  ['504b0708', archive('a ZIP archive')],
+  ['1f8b', archive('gzip')],
+  ['1f9d', archive('compressed data')],
+  [hex('BZh'), archive('bzip2')],
+  ['fd377a585a00', archive('xz')],
+  ['28b52ffd', archive('zstd')],
+  ['04224d18', archive('lz4')],
+  ['377abcaf271c', archive('a 7z archive')],
+  [hex('Rar!'), archive('a RAR archive')],
+  [hex('MSCF'), archive('a cabinet archive')],
+  [hex('!<arch>'), archive('an ar archive')],
+  [hex('ustar'), archive('a tar archive'), 257],
+  ['d0cf11e0a1b11ae1', called('an Office document', printAsPicture)],
+  [hex('SQLite format 3'), called('a database', exportAgain)],
+  ['7f454c46', program],
+  ['cafebabe', program],
+  ['feedface', program],
+  ['feedfacf', program],
+  ['cefaedfe', program],
+  ['cffaedfe', program],
+  ['0061736d', program],
+  [hex('dex\n'), program],
+  [hex('MZ'), program],
+]
+
+/** Text is never a medium, whatever it asks a decoder to fetch; the names help whoever sent it. */
+const texts: readonly (readonly [RegExp, Foreign])[] = [
+  [/^#EXTM3U|^\[playlist\]|^#EXT-X-/i, called('a playlist', nameTheMedium)],
+  [/^ffconcat/, called('a playlist', nameTheMedium)],
+  [/<svg[\s>]|<!doctype\s+svg/i, called('SVG', exportAsPicture)],
+  [/<(?:asx|smil|playlist|mpd|xspf|wpl)[\s>:]/i, called('a playlist', nameTheMedium)],
+  [/<msl|^push graphic-context|^viewbox /i, called('a drawing script', exportAsPicture)],
+  [/<!doctype\s+html|<html|<script|<body/i, called('HTML', nameTheMedium)],
+  [/^#!|^<\?php/i, called('a script', notMedia)],
+  [/^<\?xml/i, called('XML', nameTheMedium)],
+  [/^v=0\r?\n/, called('a session description', nameTheMedium)],
+  [/^WEBVTT|^\[Script Info\]|^1\r?\n\d\d:\d\d:/, called('subtitles', nameTheMedium)],
+  [pnm(), called('PNM', exportAsPicture)],
+]
+
+/** Major brands that are something else than a film, although they are boxes like one. */
+const brands = new Map([
+  ['crx ', rawPhoto('CR3')],
+  ['jxl ', called('JPEG XL', exportAsPicture)],
+  ['jp2 ', called('JPEG 2000', exportAsPicture)],
+  ['jpx ', called('JPEG 2000', exportAsPicture)],
+  ['jpm ', called('JPEG 2000', exportAsPicture)],
+  ['mjp2', called('Motion JPEG 2000', exportAgain)],
+  ['M4P ', called('protected M4P', exportAgain)],
+])
+
+/** Finds one of the known magics at its place. */
+export function foreignMagic(head: Buffer): Foreign | undefined {
+  const known = magics.find(([magic, , offset = 0]) => {
+    return head.toString('hex', offset, offset + magic.length / 2) === magic
+  })
+  return known?.[1]
+}
+
+/** Finds a brand of the ISO base media file format that is no film and no accepted picture. */
+export function foreignBrand(major: string): Foreign | undefined {
+  return brands.get(major)
+}
+
+/** Tells what kind of text it is; undefined when it holds bytes that no text has. */
+export function foreignText(head: Buffer): Foreign | undefined {
+  const start = textOf(head)?.trimStart()
+  if (start === undefined) return undefined
+  return texts.find(([pattern]) => pattern.test(start))?.[1] ?? called('text', nameTheMedium)
+}
+
+/** With a byte order mark also UTF-16. */
+function textOf(head: Buffer): string | undefined {
+  const mark = head.toString('hex', 0, 3)
+  if (mark.startsWith('fffe')) return head.toString('utf16le', 2)
+  if (mark.startsWith('feff')) {
+    const even = head.subarray(2, head.length - (head.length % 2))
+    return Buffer.from(even).swap16().toString('utf16le')
+  }
+  const body = mark === 'efbbbf' ? head.subarray(3) : head
+  // PNM goes on in binary behind its header.
+  if (pnm().test(body.toString('latin1', 0, 3))) return body.toString('latin1')
+  if (body.some((byte) => byte < 9 || (byte > 13 && byte < 32 && byte !== 27))) return undefined
+  return body.toString('latin1')
+}
+
+/** @see netpbm(5): `P`, one digit or letter, white space. */
+function pnm(): RegExp {
+  return /^P[1-7fF][\s#]/
+}
+
+function hex(ascii: string): string {
+  return Buffer.from(ascii, 'latin1').toString('hex')
+}
