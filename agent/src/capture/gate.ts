@@ -1,5 +1,5 @@
 /** The gate: every source of this host passes here, by one path, or is refused with a reason. */
-import type { IsolationLevel } from '@sluice/protocol/manifest'
+import type { GateProfile, IsolationLevel } from '@sluice/protocol/manifest'
 import { detectIsolation } from '../sandbox.ts'
 import { findFfmpeg } from './find-ffmpeg.ts'
 import { openSource } from './inspect.ts'
@@ -10,7 +10,12 @@ import type { NormalisedMedium } from './normalised.ts'
 import type { AvOptions } from './run-ffmpeg.ts'
 
 /** What the gate works with on this host; found once, used for every source. */
-export type Gate = AvOptions
+export type Gate = AvOptions & {
+  /** Table of `profiles.ts`; default `analysis`. */
+  profile?: GateProfile
+  /** Keeps what decodes of a damaged medium, marked as partial, in place of refusing it. */
+  salvage?: boolean
+}
 
 /** What one source became: one medium, or a film and then its sound. Disposing wipes their bytes. */
 export type Passed = AsyncDisposable & {
@@ -30,15 +35,18 @@ export async function openGate(options: {
   scratchFolder: string
   isolation?: IsolationLevel
   ffmpegPath?: string
+  profile?: GateProfile
+  salvage?: boolean
   signal?: AbortSignal
 }): Promise<Gate> {
-  const { scratchFolder, ffmpegPath, signal } = options
+  const { scratchFolder, ffmpegPath, profile = 'analysis', salvage = false, signal } = options
   const isolation = await detectIsolation(options.isolation)
   const ffmpeg = await findFfmpeg({
     isolation,
     ...(ffmpegPath === undefined ? {} : { configured: ffmpegPath }),
   })
-  return { isolation, ffmpeg, scratchFolder, ...(signal === undefined ? {} : { signal }) }
+  const gate = { isolation, ffmpeg, scratchFolder, profile, salvage }
+  return signal === undefined ? gate : { ...gate, signal }
 }
 
 /**
