@@ -55,6 +55,8 @@ CREATE TABLE `approvals` (
 	`site` text NOT NULL,
 	`reason` text NOT NULL,
 	`asked_by` text NOT NULL,
+	`asked_by_token` text NOT NULL,
+	`any_site` integer DEFAULT false NOT NULL,
 	`asked_at_ms` integer NOT NULL,
 	`expires_at_ms` integer NOT NULL,
 	`state` text NOT NULL,
@@ -64,6 +66,7 @@ CREATE TABLE `approvals` (
 );
 --> statement-breakpoint
 CREATE INDEX `approvals_by_state` ON `approvals` (`state`,`expires_at_ms`);--> statement-breakpoint
+CREATE INDEX `approvals_by_token` ON `approvals` (`asked_by_token`,`state`);--> statement-breakpoint
 CREATE TABLE `audit_events` (
 	`seq` integer PRIMARY KEY NOT NULL,
 	`at_ms` integer NOT NULL,
@@ -110,6 +113,11 @@ CREATE TABLE `commands` (
 --> statement-breakpoint
 CREATE UNIQUE INDEX `commands_by_agent_seq` ON `commands` (`agent_id`,`seq`);--> statement-breakpoint
 CREATE INDEX `commands_open` ON `commands` (`agent_id`,`acked_at_ms`);--> statement-breakpoint
+CREATE TABLE `control_plane` (
+	`id` text PRIMARY KEY NOT NULL,
+	`created_at_ms` integer NOT NULL
+);
+--> statement-breakpoint
 CREATE TABLE `epochs` (
 	`id` text PRIMARY KEY NOT NULL,
 	`created_at_ms` integer NOT NULL,
@@ -308,10 +316,13 @@ CREATE TABLE `purges` (
 	`leases_over_at_ms` integer,
 	`approval_id` text,
 	`held_skipped_ids` text,
+	`unasked` integer DEFAULT 0 NOT NULL,
+	`unasked_ids` text,
 	`jobs_sha256` text
 );
 --> statement-breakpoint
 CREATE INDEX `purges_by_state` ON `purges` (`state`,`id`);--> statement-breakpoint
+CREATE INDEX `purges_by_intent` ON `purges` (`intent_at_ms`);--> statement-breakpoint
 CREATE TABLE `receipts` (
 	`obligation_id` text PRIMARY KEY NOT NULL,
 	`job_id` text,

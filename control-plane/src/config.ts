@@ -149,7 +149,7 @@ export const controlPlaneConfig = z
       .strictObject({
         aloneJobsMax: z.int().min(0).default(limits.purgeAloneJobsMaxDefault).meta({
           env: 'SLUICE_PURGE_ALONE_JOBS_MAX',
-          description: 'Jobs that one person may purge; more take a second person.',
+          description: 'Jobs that one person may purge within 24 hours; more take a second person.',
         }),
       })
       .prefault({}),

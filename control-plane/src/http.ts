@@ -84,10 +84,10 @@ export function operatorApi(deps: OperatorDeps): Hono<AccessEnv> {
     if (may !== 'public') {
       const header = c.req.header('authorization')
       const check = () => authenticate(deps, header, { ...rule, may })
-      const { tokenId, ...access } = await check()
+      const access = await check()
       c.set('access', access)
       c.set('stillAllowed', async () => void (await check()))
-      token = tokenId
+      token = access.tokenId
     }
     if (Number(c.req.header('content-length') ?? 0) > limits.requestBodyBytesMax)
       throw bodyTooLarge()
@@ -139,7 +139,9 @@ export function operatorApi(deps: OperatorDeps): Hono<AccessEnv> {
       // and may be worked off again after a crash between its effect and its answer.
       if (secret) await remember(begun, '')
       await next()
-      if (c.res.ok) await remember(c.res.status, secret ? '' : await c.res.clone().text())
+      // What waits for a second person (202) has no secret yet.
+      const shownOnce = secret && c.res.status !== 202
+      if (c.res.ok) await remember(c.res.status, shownOnce ? '' : await c.res.clone().text())
       else if (secret) await database.write((tx) => forgetAnswer(tx, principalId, key))
     } finally {
       running.delete(place)

@@ -5,7 +5,7 @@ import type { AgentId } from '@sluice/protocol/ids'
 import { configSha256 } from '@sluice/protocol/process/config'
 import type { Log } from '@sluice/protocol/process/log'
 import { purgeReceiptPayloadType } from '@sluice/protocol/sealing/verify-purge-receipt'
-import { type Executors, expireApproval } from './access/approvals.ts'
+import { type Executors, expireApproval, type Refusals } from './access/approvals.ts'
 import { openAuthority } from './access/authority.ts'
 import { renewCertificate } from './access/join.ts'
 import { type AccessDeps, accessRoutes, adminRoutes } from './access/routes.ts'
@@ -247,6 +247,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
     configSha256: configSha256(config),
     isConnected: (agent: AgentId) => fleet.isConnected(agent),
   }
+  const refusals: Refusals = { 'purge.begin': endRefused }
   const accessDeps: AccessDeps = {
     database,
     changes,
@@ -254,7 +255,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
     now,
     operatorUrl: () => urls.operator,
     agentUrl: () => urls.agent,
-    refusals: { 'purge.begin': endRefused },
+    refusals,
     reserve,
     executors: {
       'purge.begin': beginApproved(purgeDeps),
@@ -311,7 +312,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   started.use(fleet)
   const revoked = new SluiceError('identity.revoked', 'this agent was revoked')
   const revocationDeps: RevocationDeps = {
-    ...{ database, changes, now, store },
+    ...{ database, changes, now, store, refusals },
     holdJobs: jobs.holdJobs,
     abortUploads: jobs.abortUploads,
     cutOff: (revokedAgents) => {

@@ -2,7 +2,7 @@
 import { z } from 'zod'
 import { pageQuery, reasonText, siteScope } from './api.ts'
 import { approvalOperation } from './approval.ts'
-import { approvalId, principalId } from './ids.ts'
+import { approvalId, principalId, tokenId } from './ids.ts'
 
 const instant = z.int().nonnegative()
 
@@ -15,10 +15,14 @@ export const approvalView = z.strictObject({
   operation: approvalOperation,
   /** Where it counts: who decides has the role `security` there. */
   site: siteScope,
+  /** Nobody but the asker has that role on all of `site`: whoever has it on any site decides. */
+  anySite: z.boolean(),
   reason: z.string(),
   askedBy: principalId,
   /** Name of who asked. */
   asker: z.string().optional(),
+  /** With which token: when that is revoked, this is refused. */
+  askedByToken: tokenId,
   askedAtMs: instant,
   expiresAtMs: instant,
   state: approvalState,

@@ -46,6 +46,8 @@ export const purgePreview = z.strictObject({
     .max(limits.pageItemsMax),
   leasesCount: count,
   receiveKeys: count,
+  /** Jobs that the asker, or who is the same person, purged alone within the last 24 hours. */
+  destroyedAlone: count,
   /** Whether somebody else would have to approve it. */
   needsApproval: z.boolean(),
 })

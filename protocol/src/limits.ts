@@ -49,6 +49,24 @@ export const limits = {
   /** Added to three times the duration of a film or sound. */
   avDecodeMsBase: 60 * second,
 
+  // Scan
+  /** clamd looks at nothing larger (ClamAV manual, MaxFileSize): beyond it, nobody can say clean. */
+  scanBytesMax: 2 * GiB - 1,
+  /** What one scan may take beside the time its bytes need; a scanner that hangs is not waited for. */
+  scanMsBase: 60 * second,
+  /** The slowest scan that is waited for; clamd does 30 MiB/s and more on one core. */
+  scanBytesPerSecondMin: 5 * MiB,
+  /** For a question to the scanner that needs no work. */
+  scanAnswerMs: 10 * second,
+  scanReplyBytesMax: 1 * KiB,
+  /** A scanner's configuration and rules are written by people. */
+  scanConfigBytesMax: 256 * KiB,
+  signatureAgeHoursDefault: 72,
+  /** Infected media of this host that are remembered, by hash and reason. */
+  quarantineEntriesMax: 1000,
+  /** Alerts about infected media of one agent within an hour; its host has the whole list. */
+  infectedAlertsPerHourMax: 20,
+
   // Channel
   /** One WebSocket frame: the largest is a sealed result with its message. */
   frameBytesMax: 2 * MiB,
@@ -66,8 +84,10 @@ export const limits = {
   purgeEventsAtOnceMax: 500,
   /** Kept on the disk, to be freed for a purge when the disk is full. */
   purgeReserveBytes: 64 * MiB,
-  /** Jobs that one person may purge, unless configured. */
+  /** Jobs that one person may purge within `purgeAloneMs`, unless configured. */
   purgeAloneJobsMaxDefault: 100,
+  /** How long it counts what a person purged alone: many small purges are a large one. */
+  purgeAloneMs: 24 * hour,
   /** Spools, and leases, in one page of an inventory. */
   inventoryEntriesMax: 1000,
   /** Frames of a link that are read, evenly and at once; faster ones wait in the network. */

@@ -52,6 +52,45 @@ describe('approvals over the API', () => {
     assert.equal((await raise(anna, 'carla')).status, 202, 'once')
   })
 
+  it('are asked again by the same request, which is answered with what waits', async () => {
+    const [anna, berta] = [await system.secretFor('security'), await system.secretFor('security')]
+    const key = { 'idempotency-key': 'once' }
+    const first = await raise(anna, 'frida', key)
+    const again = await raise(anna, 'frida', key)
+    assert.deepEqual([again.status, again.json], [202, first.json])
+    const { approval } = approvalAsked.parse(first.json)
+    assert.equal((await decide(berta, approval.id, 'give')).status, 200)
+    const made = await raise(anna, 'frida', { 'idempotency-key': 'twice' })
+    assert.equal(made.status, 201)
+    const repeated = await raise(anna, 'frida', { 'idempotency-key': 'twice' })
+    assert.equal(repeated.status, 409, 'control: a secret is shown once')
+  })
+
+  it('end with the token that asked: a purge that waited is refused', async () => {
+    const berta = await system.secretFor('security')
+    const made = await system.call('POST', '/v1/tokens', {
+      secret: berta,
+      body: {
+        principal: (await system.call('GET', '/v1/whoami', { secret: berta })).json['principal'],
+      },
+    })
+    const { secret } = decodeToken('token', String(made.json['token']))
+    const asked = await system.call('POST', '/v1/purges', {
+      secret,
+      body: { scope: { kind: 'everything' }, reason: 'a test', includingHeld: true },
+    })
+    assert.deepEqual([asked.status, asked.json['state']], [202, 'waiting'])
+    const target = { kind: 'token', tokenId: String(made.json['id']) }
+    const body = { target, reason: 'stolen' }
+    assert.equal(
+      (await system.call('POST', '/v1/revocations', { secret: berta, body })).status,
+      201,
+    )
+    const id = String(asked.json['id'])
+    const shown = await system.call('GET', `/v1/purges/${id}`, { secret: berta })
+    assert.equal(shown.json['state'], 'refused')
+  })
+
   it('agree once, however many tokens of two people give at the same moment', async () => {
     const people = await Promise.all([1, 2, 3, 4].map(() => system.secretFor('security')))
     const [asker = '', ...others] = people

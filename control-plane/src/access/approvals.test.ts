@@ -8,8 +8,9 @@ import {
   type ApprovalId,
   jobId,
   type PrincipalId,
+  principalId,
   purgeId,
-  type TokenId,
+  tokenId,
 } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
@@ -19,11 +20,24 @@ import { obligations } from '../database/schema.ts'
 import { type TestGround, testGround } from '../doubles.ts'
 import { type ApprovalDeps, askApproval, decideApproval, expireApproval } from './approvals.ts'
 import type { Access } from './rules.ts'
-import { approvalById, principalByName, rightsOf } from './store.ts'
-import { authenticate, createToken, principalExecutors, revokeToken } from './tokens.ts'
+import {
+  approvalById,
+  insertPrincipal,
+  insertToken,
+  pageOfApprovals,
+  principalByName,
+  rightsOf,
+} from './store.ts'
+import {
+  authenticate,
+  createToken,
+  principalExecutors,
+  revokeToken,
+  secretSha256,
+} from './tokens.ts'
 import { isTwoPeople } from './two-people.ts'
 
-type Person = Access & { tokenId: TokenId; secret: string }
+type Person = Access & { secret: string }
 
 const everywhere: Right[] = [{ role: 'security', site: '*' }]
 
@@ -59,7 +73,7 @@ async function ask(
   const made = await createToken(deps, actAs(giver), wanted)
   if ('approval' in made) return { approvalId: made.approval.id }
   const { secret } = decodeToken('token', made.token)
-  return { person: { ...(await access(secret)), tokenId: made.id, secret } }
+  return { person: { ...(await access(secret)), secret } }
 }
 
 const access = (secret: string) =>
@@ -78,6 +92,21 @@ async function person(
   const made = await ask(giver, { principal, rights })
   assert('person' in made, `${principal} waits for a second person`)
   return made.person
+}
+
+/** One more of whom nobody stands behind, as only a change of rows can make one. */
+async function stranger(name: string, rights: Right[] = everywhere): Promise<Person> {
+  const secret = randomBytes(32).toString('base64url')
+  const [id, atMs] = [newId(principalId, ground.now()), ground.now()]
+  await ground.database.write(async (tx) => {
+    await insertPrincipal(tx, { id, name, createdAtMs: atMs, createdBy: null }, rights)
+    await insertToken(tx, {
+      ...{ id: newId(tokenId, atMs), principalId: id, tokenSha256: secretSha256(secret) },
+      ...{ createdAtMs: atMs, createdBy: null, expiresAtMs: atMs + limits.apiTokenMsMax },
+      ...{ lastUsedAtMs: null, revokedAtMs: null },
+    })
+  })
+  return { ...(await access(secret)), secret }
 }
 
 async function waiting(giver: Person, wanted: CreateTokenRequest): Promise<ApprovalId> {
@@ -108,6 +137,9 @@ const askLift = (by: Access, site = 'north', job = someJob) =>
       ground.changes,
     ),
   )
+
+const revoke = (by: Person, whose: Person) =>
+  deps.database.write((tx) => revokeToken(deps, tx, { access: by }, whose.tokenId))
 
 const stateOf = async (id: ApprovalId) =>
   (await ground.database.read((sql) => approvalById(sql, id)))?.state
@@ -170,8 +202,8 @@ describe('an approval', () => {
 
   it('cannot be given by somebody whose token the asker was ever handed', async () => {
     const anna = await person('owner', 'anna')
-    const carla = await person('owner', 'carla', [{ role: 'security', site: 'north' }])
-    const berta = await person('owner', 'berta')
+    const carla = await stranger('carla', [{ role: 'security', site: 'north' }])
+    const berta = await stranger('berta')
     const waits = await waiting(anna, { principal: 'dora', rights: everywhere })
     await decide(waits, berta)
     const handed = await ask(anna, { principal: 'dora' })
@@ -215,7 +247,7 @@ describe('an approval', () => {
     await refused(askLift(south), 'access.forbidden')
     await refused(askLift(viewer), 'access.forbidden')
     const everySite = await askLift(anna, '*')
-    const north = await person('owner', 'north', [{ role: 'security', site: 'north' }])
+    const north = await stranger('north', [{ role: 'security', site: 'north' }])
     await refused(decide(everySite, north), 'request.not_found')
     await decide(id, north)
     assert.deepEqual(done, [someJob])
@@ -300,12 +332,58 @@ describe('an approval', () => {
     assert.deepEqual([freed, done], [1, [purge]])
   })
 
-  it('dies with the last token of who asked', async () => {
+  it('is refused when the token is revoked that asked, and only then', async () => {
+    const [anna, berta] = [await person('owner', 'anna'), await person('owner', 'berta')]
+    const further = await ask(anna, { principal: 'anna' })
+    assert('person' in further)
+    const id = await askLift(anna)
+    const [otherJob, lastJob] = [newId(jobId, 2), newId(jobId, 3)]
+    const asked = await askLift(further.person, 'north', otherJob)
+    await revoke(berta, anna)
+    assert.deepEqual([await stateOf(id), await stateOf(asked)], ['refused', 'open'])
+    assert.deepEqual(done, ['refused'], 'who waits for it is told')
+    const row = await ground.database.read((sql) => approvalById(sql, id))
+    assert.equal(row?.decidedBy, berta.principalId)
+    const owed = await ground.database.read((sql) => sql.select().from(obligations))
+    assert.equal(owed.find(({ subjectId }) => subjectId === id)?.state, 'done')
+    await refused(decide(id, berta), 'request.conflict')
+    await decide(asked, berta)
+    assert.deepEqual(done, ['refused', otherJob], 'control: her other token still counts')
+    // Asked in the moment in which it was revoked: nobody saw it wait.
+    const late = await askLift(anna, 'north', lastJob)
+    await refused(decide(late, berta), 'approval.refused')
+    await decide(late, berta, false)
+    assert.equal(await stateOf(late), 'refused', 'but it can be refused')
+  })
+
+  it('dies with the last token of who asked, also when that just runs out', async () => {
+    const [anna, berta] = [await person('owner', 'anna'), await person('owner', 'berta')]
+    const short = await ask(anna, { principal: 'anna', lifeMs: 60_000 })
+    assert('person' in short)
+    const id = await askLift(short.person)
+    const last = await askLift(short.person, 'north', newId(jobId, 2))
+    ground.clock.nowMs += 60_000
+    await decide(id, berta)
+    assert.deepEqual(done, [someJob], 'control: nobody took it away, and anna may still come in')
+    await revoke(berta, anna)
+    await refused(decide(last, berta), 'approval.refused')
+    assert.deepEqual(done, [someJob])
+  })
+
+  it('is given with a token that counts in that moment, not only when the request came', async () => {
     const [anna, berta] = [await person('owner', 'anna'), await person('owner', 'berta')]
     const id = await askLift(anna)
-    await deps.database.write((tx) => revokeToken(deps, tx, { access: berta }, anna.tokenId))
-    await refused(decide(id, berta), 'approval.refused')
-    assert.deepEqual(done, [])
+    const short = await ask(berta, { principal: 'berta', lifeMs: 60_000 })
+    const taken = await ask(berta, { principal: 'berta' })
+    assert('person' in short && 'person' in taken)
+    await revoke(anna, taken.person)
+    ground.clock.nowMs += 60_000
+    for (const ended of [short.person, taken.person])
+      for (const give of [true, false])
+        await refused(decide(id, ended, give), 'access.unauthenticated')
+    assert.deepEqual([await stateOf(id), done], ['open', []])
+    await decide(id, berta)
+    assert.deepEqual(done, [someJob], 'control: her other token counts')
   })
 
   it('is the same one when the same is asked again, and bounded in number', async () => {
@@ -347,6 +425,18 @@ describe('raising somebody to security', () => {
     await waiting(anna, { principal: 'dora' })
   })
 
+  it('hands out nothing for what was asked with a token that is revoked by now', async () => {
+    const [anna, berta] = [await person('owner', 'anna'), await person('owner', 'berta')]
+    const lost = await ask(anna, { principal: 'anna' })
+    assert('person' in lost)
+    const wanted = (principal: string) => ({ principal, rights: everywhere })
+    await decide(await waiting(lost.person, wanted('carla')), berta)
+    await decide(await waiting(anna, wanted('dora')), berta)
+    await revoke(berta, lost.person)
+    await waiting(anna, { principal: 'carla' })
+    assert('person' in (await ask(anna, { principal: 'dora' })), 'control: hers still counts')
+  })
+
   it('lets nobody act as another: a token of another one takes two, of oneself one', async () => {
     const [anna, berta] = [await person('owner', 'anna'), await person('owner', 'berta')]
     await waiting(anna, { principal: 'berta' })
@@ -367,11 +457,53 @@ describe('raising somebody to security', () => {
     assert('person' in (await ask('owner', { principal: 'berta' })), 'lost tokens are no end')
   })
 
-  it('asks per site: who is alone on a site may raise there', async () => {
-    const north = await person('owner', 'north', [{ role: 'security', site: 'north' }])
-    await person('owner', 'south', [{ role: 'security', site: 'south' }])
-    await person(north, 'more', [{ role: 'security', site: 'north' }])
-    await person('owner', 'both', everywhere)
-    await waiting(north, { principal: 'most', rights: [{ role: 'security', site: 'north' }] })
+  const on = (site: string): Right[] => [{ role: 'security', site }]
+
+  it('takes two once there are two, on whatever sites; one of another site then agrees', async () => {
+    const boss = await person('owner', 'boss')
+    const north = await person('owner', 'north', on('north'))
+    const id = await waiting(boss, { principal: 'accomplice', rights: everywhere })
+    await refused(decide(id, boss), 'approval.refused')
+    const shown = await ground.database.read((sql) => approvalById(sql, id))
+    assert.equal(shown?.anySite, true)
+    const seen = await ground.database.read((sql) =>
+      pageOfApprovals(sql, { items: 9, sites: ['north'] }),
+    )
+    assert.deepEqual(
+      seen.map((row) => row.id),
+      [id],
+      'who may agree sees it',
+    )
+    const viewer = await stranger('viewer', [{ role: 'viewer', site: '*' }])
+    await refused(decide(id, viewer), 'request.not_found')
+    await decide(id, north)
+    assert('person' in (await ask(boss, { principal: 'accomplice' })))
+    // The one of a site can't ask beyond it, however many agree.
+    await refused(waiting(north, { principal: 'mine', rights: everywhere }), 'access.forbidden')
+  })
+
+  it('takes somebody with the whole site where there is another one', async () => {
+    const boss = await person('owner', 'boss')
+    const second = await person('owner', 'second')
+    const [north, south] = [
+      await stranger('north', on('north')),
+      await stranger('south', on('south')),
+    ]
+    const id = await waiting(boss, { principal: 'third', rights: everywhere })
+    await refused(decide(id, north), 'request.not_found')
+    await decide(id, second)
+    const there = await waiting(north, { principal: 'helper', rights: on('north') })
+    await refused(decide(there, south), 'request.not_found')
+    await decide(there, second)
+    assert('person' in (await ask(north, { principal: 'helper' })))
+  })
+
+  it('binds the owner only while one of the two may ask for it', async () => {
+    await person('owner', 'north', on('north'))
+    await person('owner', 'south', on('south'))
+    await refused(ask('owner', { principal: 'more', rights: on('north') }), 'approval.needed')
+    const boss = await person('owner', 'boss')
+    await refused(ask('owner', { principal: 'other', rights: everywhere }), 'approval.needed')
+    await waiting(boss, { principal: 'other', rights: everywhere })
   })
 })

@@ -4,7 +4,7 @@ import type { ApprovalView } from '@sluice/protocol/api-approvals'
 import type { ApprovalOperation } from '@sluice/protocol/approval'
 import { canonicalJson } from '@sluice/protocol/canonical'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
-import { type ApprovalId, approvalId, type PrincipalId } from '@sluice/protocol/ids'
+import { type ApprovalId, approvalId, type PrincipalId, type TokenId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
 import { raiseAlert } from '../alerts/store.ts'
@@ -13,19 +13,21 @@ import type { Changes } from '../changes.ts'
 import type { Database, Queries, Transaction } from '../database/database.ts'
 import { addObligation, settleSubject } from '../deletion/store.ts'
 import { presentFields } from '../present-fields.ts'
-import { type Access, reachesSite, sitesAllowed } from './rules.ts'
+import { type Access, sitesAllowed } from './rules.ts'
 import {
   approvalById,
   type ApprovalRow,
   approvalsAskedBy,
+  approvalsOfToken,
   closeApproval,
   hasTokenThatCounts,
   insertApproval,
   markApprovalUsed,
   principalById,
   rightsOf,
+  tokenById,
 } from './store.ts'
-import { isTwoPeople } from './two-people.ts'
+import { hasSecondOn, isTwoPeople, mayDecide } from './two-people.ts'
 
 type Kind = ApprovalOperation['kind']
 type OperationOf<K extends Kind> = Extract<ApprovalOperation, { kind: K }>
@@ -46,7 +48,7 @@ export type NotApproved<K extends Kind> = {
   approvalId: ApprovalId
   operation: OperationOf<K>
   outcome: 'refused' | 'expired'
-  /** Null when its time ran out. */
+  /** Null when its time ran out, or it ended with the token that asked. */
   decidedBy: PrincipalId | null
   atMs: number
 }
@@ -76,7 +78,10 @@ export type ApprovalDeps = {
  * Asks for a second person, in the caller's transaction. Asking for the same again while it is open
  * is the same question.
  *
+ * It is bound to the token it is asked with, and ends with it.
+ *
  * @param asked.site Where it counts: who decides has the role `security` there; `*` for all sites.
+ * @param asked.anySite Where nobody but the asker has that, whoever has the role on any site decides.
  * @returns The approval that waits for its decision.
  * @throws SluiceError `access.forbidden` unless the asker has the role `security` there;
  * `request.rate_limited` for too many open questions.
@@ -85,10 +90,11 @@ export async function askApproval(
   tx: Transaction,
   asked: {
     operation: ApprovalOperation
-    access: Pick<Access, 'principalId' | 'rights'>
+    access: Pick<Access, 'principalId' | 'rights' | 'tokenId'>
     site: string
     reason: string
     atMs: number
+    anySite?: 'if need be'
   },
   changes: Changes,
 ): Promise<ApprovalId> {
@@ -105,12 +111,16 @@ export async function askApproval(
     })
   const id = newId(approvalId, atMs)
   const expiresAtMs = atMs + limits.approvalMsMax
+  const anySite =
+    asked.anySite !== undefined && !(await hasSecondOn(tx.sql, access.principalId, site))
   await insertApproval(tx, {
     id,
     operation,
     site,
     reason,
     askedBy: access.principalId,
+    askedByToken: access.tokenId,
+    anySite,
     askedAtMs: atMs,
     expiresAtMs,
     state: 'open',
@@ -159,22 +169,27 @@ export async function askApproval(
  * decide at the same moment one wins. Refusing takes anyone with the role, the asker too.
  *
  * @throws SluiceError `request.not_found` for one beyond the decider's sites; `request.conflict`
- * when it is decided; `approval.refused` when its time is over, its asker may not come in any more,
- * or asker and giver are not two people; and whatever doing it throws: then it stays open.
+ * when it is decided; `access.unauthenticated` when the decider's token has just ended;
+ * `approval.refused` when its time is over, its asker may not come in any more, or asker and giver
+ * are not two people; and whatever doing it throws: then it stays open.
  */
 export async function decideApproval(
   deps: ApprovalDeps,
   decision: {
     approvalId: ApprovalId
-    access: Pick<Access, 'principalId' | 'rights'>
+    access: Pick<Access, 'principalId' | 'rights' | 'tokenId'>
     give: boolean
   },
 ): Promise<ApprovalRow> {
   const { approvalId: id, access, give } = decision
   const row = await writeWithRoom(deps, id, async (tx) => {
     const found = await approvalById(tx.sql, id)
-    if (!found || !mayDecide(access.rights, found.site))
+    if (!found || !mayDecideOn(found, access.rights))
       throw new SluiceError('request.not_found', 'no such approval')
+    // The token was looked at when the request came; what is irreversible looks again, here.
+    const token = (await tokenById(tx.sql, access.tokenId))?.token
+    if (!token || token.revokedAtMs !== null || token.expiresAtMs <= deps.now())
+      throw new SluiceError('access.unauthenticated', 'this token has ended')
     if (found.state !== 'open')
       throw new SluiceError('request.conflict', `this approval is ${found.state} already`)
     const atMs = deps.now()
@@ -211,10 +226,11 @@ async function refuseUnlessTwo(
   decider: PrincipalId,
   atMs: number,
 ): Promise<void> {
-  const { askedBy, site } = asked
+  const { askedBy, askedByToken, site } = asked
   const stands =
     mayDecide(await rightsOf(tx.sql, askedBy), site) &&
-    (await hasTokenThatCounts(tx.sql, askedBy, atMs))
+    (await hasTokenThatCounts(tx.sql, askedBy, atMs)) &&
+    (await isNotRevoked(tx.sql, askedByToken))
   if (!stands)
     throw new SluiceError('approval.refused', 'who asked for this may not come in any more', {
       hint: 'Refuse it; whoever still wants it asks again.',
@@ -289,6 +305,17 @@ function endUnspoken(
   return refuse(deps, tx, { ...open, state: 'expired', decidedBy: null, decidedAtMs: atMs })
 }
 
+/** Refuses what was asked with a token that is revoked, in the transaction that revokes it. */
+export async function endApprovalsOfToken(
+  deps: Pick<ApprovalDeps, 'refusals'>,
+  tx: Transaction,
+  end: { tokenId: TokenId; decidedBy: PrincipalId | null; atMs: number },
+): Promise<void> {
+  const { tokenId, decidedBy, atMs } = end
+  for (const open of await approvalsOfToken(tx.sql, tokenId))
+    await refuse(deps, tx, { ...open, state: 'refused', decidedBy, decidedAtMs: atMs })
+}
+
 const eventOf = {
   given: 'approval.given',
   refused: 'approval.refused',
@@ -331,7 +358,8 @@ export async function expireApproval(
 }
 
 /**
- * Uses up an approval that its asker was given, for what needs a second call of the asker.
+ * Uses up an approval that its asker was given, for what needs a second call of the asker. One that
+ * was asked with a token that is revoked by now allows nothing.
  *
  * @param matches Whether an operation allows it.
  * @returns The approval used, or undefined when there is none.
@@ -345,14 +373,13 @@ export async function useApproval(
   },
 ): Promise<ApprovalId | undefined> {
   const given = await approvalsAskedBy(tx.sql, use.askedBy, 'given')
-  const found = given.find(
-    (one) =>
-      use.matches(one.operation) &&
-      one.decidedAtMs !== null &&
-      one.decidedAtMs + limits.approvalMsMax > use.atMs,
-  )
-  if (!found || !(await markApprovalUsed(tx, found.id, use.atMs))) return undefined
-  return found.id
+  for (const one of given) {
+    const inTime = one.decidedAtMs !== null && one.decidedAtMs + limits.approvalMsMax > use.atMs
+    if (!inTime || !use.matches(one.operation)) continue
+    if (!(await isNotRevoked(tx.sql, one.askedByToken))) continue
+    if (await markApprovalUsed(tx, one.id, use.atMs)) return one.id
+  }
+  return undefined
 }
 
 function refuseBeyond(rights: Access['rights'], site: string): void {
@@ -360,11 +387,15 @@ function refuseBeyond(rights: Access['rights'], site: string): void {
     throw new SluiceError('access.forbidden', 'asking for this takes the role security there')
 }
 
-/** Whether somebody with these rights counts in an approval about `site`. */
-function mayDecide(rights: Access['rights'], site: string): boolean {
-  const sites = sitesAllowed(rights, ['security'])
-  if (sites === undefined) return false
-  return site === '*' ? sites === 'all' : reachesSite({ sites }, site)
+/** A token that ran out is not revoked: nobody took it from its owner. */
+async function isNotRevoked(sql: Queries, id: TokenId): Promise<boolean> {
+  return (await tokenById(sql, id))?.token.revokedAtMs === null
+}
+
+/** As `mayDecide`; where nobody but the asker has the whole site, the role on any site does. */
+function mayDecideOn(approval: Pick<ApprovalRow, 'site' | 'anySite'>, rights: Access['rights']) {
+  if (approval.anySite) return sitesAllowed(rights, ['security']) !== undefined
+  return mayDecide(rights, approval.site)
 }
 
 function isSame(one: ApprovalOperation, other: ApprovalOperation): boolean {

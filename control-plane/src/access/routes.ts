@@ -145,7 +145,7 @@ export function accessRoutes(deps: AccessDeps) {
   routes.get('/v1/approvals/:id', async (c) => {
     const id = approvalIdFrom(c.req.param('id'))
     const row = await database.read((sql) => approvalById(sql, id))
-    if (!row || !reachesSite(c.get('access'), row.site)) throw noSuchApproval()
+    if (!row || !(row.anySite || reachesSite(c.get('access'), row.site))) throw noSuchApproval()
     return c.json(await database.read((sql) => viewOfApproval(sql, row)))
   })
 

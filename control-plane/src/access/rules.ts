@@ -1,6 +1,6 @@
 /** Decides who may do what: the one table of roles by route, printed into the docs and tested. */
 import type { Right, Role } from '@sluice/protocol/api'
-import type { PrincipalId } from '@sluice/protocol/ids'
+import type { PrincipalId, TokenId } from '@sluice/protocol/ids'
 
 /** `public`: without a token. Everything else: principals that hold one of these roles. */
 export type RouteRule = {
@@ -338,6 +338,8 @@ function fits(pattern: string, path: string): boolean {
 export type Access = {
   principalId: PrincipalId
   principal: string
+  /** With which of its tokens it came in. */
+  tokenId: TokenId
   /** `all`, or the sites on which it holds a role that this route asks for. */
   sites: 'all' | readonly string[]
   rights: readonly Right[]

@@ -1,5 +1,5 @@
 /** Remembers principals, their rights and tokens, and what was answered to repeated requests. */
-import { and, asc, desc, eq, gt, inArray, isNull, lt, type SQL } from '../database/drizzle.ts'
+import { and, asc, desc, eq, gt, inArray, isNull, lt, or, type SQL } from '../database/drizzle.ts'
 import type { AgentRole, Right } from '@sluice/protocol/api'
 import type { AgentId, ApprovalId, PrincipalId, TokenId } from '@sluice/protocol/ids'
 import type { Queries, Transaction } from '../database/database.ts'
@@ -70,12 +70,13 @@ export async function principalById(
   return row
 }
 
-/** Everybody with the role `security` on all of `site`; for `*`, on all sites. */
-export async function securityPrincipals(sql: Queries, site: string): Promise<PrincipalId[]> {
+/** Everybody with the role `security` on all of `site`; for `*`, on all sites; undefined: anywhere. */
+export async function securityPrincipals(sql: Queries, site?: string): Promise<PrincipalId[]> {
+  const there = site === undefined ? undefined : inArray(rights.site, [...new Set([site, '*'])])
   const rows = await sql
     .selectDistinct({ id: rights.principalId })
     .from(rights)
-    .where(and(eq(rights.role, 'security'), inArray(rights.site, [...new Set([site, '*'])])))
+    .where(and(eq(rights.role, 'security'), there))
   return rows.map((row) => row.id)
 }
 
@@ -134,6 +135,15 @@ export async function approvalsAskedBy(
     .orderBy(asc(approvals.id))
 }
 
+/** What was asked with a token and waits. */
+export async function approvalsOfToken(sql: Queries, token: TokenId): Promise<ApprovalRow[]> {
+  return await sql
+    .select()
+    .from(approvals)
+    .where(and(eq(approvals.askedByToken, token), eq(approvals.state, 'open')))
+    .orderBy(asc(approvals.id))
+}
+
 /** Newest first, those older than `before`. */
 export async function pageOfApprovals(
   sql: Queries,
@@ -144,9 +154,10 @@ export async function pageOfApprovals(
     state?: ApprovalRow['state'] | undefined
   },
 ): Promise<ApprovalRow[]> {
-  const conditions: SQL[] = []
+  const conditions: (SQL | undefined)[] = []
   if (page.before !== undefined) conditions.push(lt(approvals.id, page.before as ApprovalId))
-  if (page.sites !== 'all') conditions.push(inArray(approvals.site, [...page.sites]))
+  if (page.sites !== 'all')
+    conditions.push(or(inArray(approvals.site, [...page.sites]), eq(approvals.anySite, true)))
   if (page.state !== undefined) conditions.push(eq(approvals.state, page.state))
   return await sql
     .select()

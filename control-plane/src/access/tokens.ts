@@ -21,7 +21,14 @@ import { newId } from '@sluice/protocol/process/new-id'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database, Transaction } from '../database/database.ts'
-import { askApproval, type Executors, useApproval, viewOfApproval } from './approvals.ts'
+import {
+  type ApprovalDeps,
+  askApproval,
+  endApprovalsOfToken,
+  type Executors,
+  useApproval,
+  viewOfApproval,
+} from './approvals.ts'
 import type { Authority } from './authority.ts'
 import { type Access, mayGive, reachesSite, type RouteRule, sitesAllowed } from './rules.ts'
 import {
@@ -87,7 +94,7 @@ export async function authenticate(
   deps: Pick<TokensDeps, 'database' | 'now'>,
   authorization: string | undefined,
   rule: RouteRule & { may: Exclude<RouteRule['may'], 'public'> },
-): Promise<Access & { tokenId: TokenId }> {
+): Promise<Access> {
   const { database, now } = deps
   const refused = new SluiceError('access.unauthenticated', 'no valid token was given', {
     hint: 'Run `sluice login` with a token made by `sluice tokens create`.',
@@ -229,7 +236,8 @@ async function askIfTwo(
     : { kind: 'security.raise', principal: wanted.principal, rights: [...rights] }
   const reason = wanted.reason ?? `a token for ${wanted.principal}`
   const site = siteOfRights(rights)
-  const id = await askApproval(tx, { operation, access, site, reason, atMs }, deps.changes)
+  const question = { operation, access, site, reason, atMs, anySite: 'if need be' } as const
+  const id = await askApproval(tx, question, deps.changes)
   return approvalById(tx.sql, id)
 }
 
@@ -311,13 +319,13 @@ export function viewOfToken(
 }
 
 /**
- * Ends an API token, and with the commit every answer to it that still lasts. Once revoked it stays
- * so; doing it again changes nothing.
+ * Ends an API token, and with the commit every answer to it that still lasts; what was asked with it
+ * and waits for a second person is refused. Once revoked it stays so; doing it again changes nothing.
  *
  * @throws SluiceError `request.not_found`, also for a token beyond the sites of the giver.
  */
 export async function revokeToken(
-  deps: Pick<TokensDeps, 'changes' | 'now'>,
+  deps: Pick<TokensDeps, 'changes' | 'now'> & Pick<ApprovalDeps, 'refusals'>,
   tx: Transaction,
   giver: Giver,
   id: TokenId,
@@ -335,6 +343,8 @@ export async function revokeToken(
       site: '*',
       detail: { tokenId: id, principalId: found.principal.id },
     })
+    const decidedBy = giver === 'owner' ? null : giver.access.principalId
+    await endApprovalsOfToken(deps, tx, { tokenId: id, decidedBy, atMs })
     tx.afterCommit(() => deps.changes.emit('token', id))
   }
   const revokedAtMs = found.token.revokedAtMs ?? atMs

@@ -2,7 +2,14 @@
 import type { Right } from '@sluice/protocol/api'
 import type { PrincipalId } from '@sluice/protocol/ids'
 import type { Queries } from '../database/database.ts'
-import { hasTokenThatCounts, principalById, securityPrincipals, tokenMakers } from './store.ts'
+import { reachesSite, sitesAllowed } from './rules.ts'
+import {
+  hasTokenThatCounts,
+  principalById,
+  rightsOf,
+  securityPrincipals,
+  tokenMakers,
+} from './store.ts'
 
 /**
  * Whether two principals are two people: no named person stands behind both. Behind a principal
@@ -53,30 +60,50 @@ async function reachedBy(
 }
 
 /**
- * Whether two people with the role `security` exist for every site of `rights` that has that role.
+ * Whether raising somebody to `security` takes two: as soon as two people with that role exist, on
+ * whatever sites. Else the first with the role everywhere could go on making others alone.
  *
  * A named person is bound as soon as two were ever made, whoever was handed which token since: else
  * one could revoke the other's tokens, or be handed one, and be alone again. The owner of the data
- * directory is bound while two people can come in, so that the loss of all tokens is not the end.
+ * directory is bound while two people can come in of whom one may ask for these rights, so that the
+ * loss of all tokens is not the end.
  */
 export async function takesTwo(
   sql: Queries,
   raised: { rights: readonly Right[]; byOwner: boolean; atMs: number },
 ): Promise<boolean> {
   const { rights, byOwner, atMs } = raised
-  const sites = new Set(rights.filter(({ role }) => role === 'security').map(({ site }) => site))
-  for (const site of sites) {
-    const people: ReadonlySet<PrincipalId>[] = []
-    for (const id of await securityPrincipals(sql, site)) {
-      if (byOwner && !(await hasTokenThatCounts(sql, id, atMs))) continue
-      const behind = byOwner
-        ? await standingBehind(sql, id)
-        : await reachedBy(id, (one) => creatorsOf(sql, one))
-      if (people.some((other) => areApart(other, behind))) return true
-      people.push(behind)
-    }
+  if (!rights.some(({ role }) => role === 'security')) return false
+  const people: { behind: ReadonlySet<PrincipalId>; mayAsk: boolean }[] = []
+  for (const id of await securityPrincipals(sql)) {
+    if (byOwner && !(await hasTokenThatCounts(sql, id, atMs))) continue
+    const behind = byOwner
+      ? await standingBehind(sql, id)
+      : await reachedBy(id, (one) => creatorsOf(sql, one))
+    const mayAsk = !byOwner || mayDecide(await rightsOf(sql, id), siteOfRights(rights))
+    if (people.some((other) => (mayAsk || other.mayAsk) && areApart(other.behind, behind)))
+      return true
+    people.push({ behind, mayAsk })
   }
   return false
+}
+
+/** Whether another person than this one holds `security` on all of `site`; for `*`, on all sites. */
+export async function hasSecondOn(
+  sql: Queries,
+  principal: PrincipalId,
+  site: string,
+): Promise<boolean> {
+  for (const id of await securityPrincipals(sql, site))
+    if (await isTwoPeople(sql, principal, id)) return true
+  return false
+}
+
+/** Whether somebody with these rights counts in an approval about `site`. */
+export function mayDecide(rights: readonly Right[], site: string): boolean {
+  const sites = sitesAllowed(rights, ['security'])
+  if (sites === undefined) return false
+  return site === '*' ? sites === 'all' : reachesSite({ sites }, site)
 }
 
 /** Where an approval about these rights counts: their one site, or all. */

@@ -8,6 +8,7 @@ import type {
   AlertId,
   ApprovalId,
   CommandId,
+  ControlPlaneId,
   EpochId,
   FindingId,
   JobId,
@@ -35,6 +36,12 @@ import type { SweepFindingKind } from '@sluice/protocol/sweep'
 export type Role = 'viewer' | 'operator' | 'security'
 
 const bytes = (name: string) => blob(name, { mode: 'buffer' })
+
+/** Which control plane this is: one row, made once, and in every copy of this database. */
+export const controlPlane = sqliteTable('control_plane', {
+  id: text().$type<ControlPlaneId>().primaryKey(),
+  createdAtMs: integer().notNull(),
+})
 
 // ---------------------------------------------------------------- access
 
@@ -489,6 +496,10 @@ export const approvals = sqliteTable(
     site: text().notNull(),
     reason: text().notNull(),
     askedBy: text().$type<PrincipalId>().notNull(),
+    /** With which token: it ends with that one. */
+    askedByToken: text().$type<TokenId>().notNull(),
+    /** Nobody else has the role on all of `site`: whoever has it on any site may decide. */
+    anySite: integer({ mode: 'boolean' }).notNull().default(false),
     askedAtMs: integer().notNull(),
     expiresAtMs: integer().notNull(),
     state: text().$type<'open' | 'given' | 'refused' | 'expired'>().notNull(),
@@ -497,7 +508,10 @@ export const approvals = sqliteTable(
     /** When the one token was made that a given approval allows. */
     usedAtMs: integer(),
   },
-  (table) => [index('approvals_by_state').on(table.state, table.expiresAtMs)],
+  (table) => [
+    index('approvals_by_state').on(table.state, table.expiresAtMs),
+    index('approvals_by_token').on(table.askedByToken, table.state),
+  ],
 )
 
 /** Every legal hold there ever was; the one that stands has no `liftedAtMs`. */
@@ -554,10 +568,17 @@ export const purges = sqliteTable(
     approvalId: text().$type<ApprovalId>(),
     /** Ids of held jobs that it skipped, at most `limits.purgeOpenListedMax`. */
     heldSkippedIds: text({ mode: 'json' }).$type<JobId[]>(),
+    /** Revoked capture hosts of its scope that had no job in it: nobody could order or ask them. */
+    unasked: integer().notNull().default(0),
+    /** Their ids, at most `limits.purgeOpenListedMax`. */
+    unaskedIds: text({ mode: 'json' }).$type<AgentId[]>(),
     /** SHA-256 over the sorted ids of its jobs, one a line; in the audit event of the intent too. */
     jobsSha256: text(),
   },
-  (table) => [index('purges_by_state').on(table.state, table.id)],
+  (table) => [
+    index('purges_by_state').on(table.state, table.id),
+    index('purges_by_intent').on(table.intentAtMs),
+  ],
 )
 
 /** The jobs a purge deleted. */

@@ -16,6 +16,7 @@ import {
   type JobId,
   leaseId,
   principalId,
+  tokenId,
 } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { Command } from '@sluice/protocol/messages'
@@ -1032,6 +1033,7 @@ describe('writing off', () => {
   const access: Access = {
     principalId: one,
     principal: 'anna',
+    tokenId: newId(tokenId, 1),
     sites: 'all',
     rights: [{ role: 'security', site: '*' }],
   }

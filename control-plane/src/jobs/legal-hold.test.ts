@@ -4,7 +4,14 @@ import { createHash, randomBytes } from 'node:crypto'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { eq } from '../database/drizzle.ts'
 import { type ErrorCode, isSluiceError } from '@sluice/protocol/errors'
-import { approvalId, type JobId, jobId, principalId, receiveKeyId } from '@sluice/protocol/ids'
+import {
+  approvalId,
+  type JobId,
+  jobId,
+  principalId,
+  receiveKeyId,
+  tokenId,
+} from '@sluice/protocol/ids'
 import type { JobState } from '@sluice/protocol/job'
 import type { AgentRequest } from '@sluice/protocol/messages'
 import { newId } from '@sluice/protocol/process/new-id'
@@ -41,6 +48,7 @@ const [one, other] = [newId(principalId, 1), newId(principalId, 2)]
 const access: Access = {
   principalId: one,
   principal: 'anna',
+  tokenId: newId(tokenId, 1),
   sites: 'all',
   rights: [{ role: 'security', site: '*' }],
 }
@@ -351,6 +359,26 @@ describe('a legal hold', () => {
     assert.equal((await jobNow(id)).state, 'frozen', 'the purge had locked it before the hold')
     await releaseJob(deps, { jobId: id, actor })
     assert.equal((await jobNow(id)).state, 'stored')
+  })
+
+  it('that is lifted while a purge of held jobs waits leaves the job locked by that purge', async () => {
+    const purging = {
+      ...{ database: ground.database, changes: ground.changes, now: ground.now },
+      ...{ storeKind: 's3', aloneJobsMax: 10, reserve: { free: async () => false } },
+    }
+    const [inScope, beyond] = [await stored(), await stored()]
+    await hold(inScope)
+    await hold(beyond)
+    await requestPurge(purging, {
+      ...{ scope: { kind: 'job', jobId: inScope }, reason: 'a case', access },
+      ...{ breakGlass: false, includingHeld: true },
+    })
+    await lift(beyond)
+    assert.equal((await jobNow(beyond)).state, 'stored', 'control: lifting lets it go on')
+    await lift(inScope)
+    assert.equal((await jobNow(inScope)).state, 'frozen')
+    await releaseJob(deps, { jobId: inScope, actor })
+    assert.equal((await jobNow(inScope)).state, 'stored')
   })
 
   it('says in the audit log who set it, why, and who lifted it', async () => {

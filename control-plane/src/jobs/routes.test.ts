@@ -7,7 +7,7 @@ import { Hono } from 'hono'
 import { approvalAsked } from '@sluice/protocol/api-approvals'
 import { agentView, certificateEntry, jobDetail, jobView } from '@sluice/protocol/api-fleet'
 import { pageOf } from '@sluice/protocol/api'
-import { type JobId, jobId, principalId, receiveKeyId } from '@sluice/protocol/ids'
+import { type JobId, jobId, principalId, receiveKeyId, tokenId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
 import type { Access, AccessEnv } from '../access/rules.ts'
 import { revoke } from '../revocation/revoke.ts'
@@ -47,7 +47,8 @@ beforeEach(async () => {
   app.onError((error) => Response.json(problemOf(error), { status: problemOf(error).status }))
   app.use(async (c, next) => {
     const rights = [{ role: 'security', site: '*' }] as const
-    c.set('access', { principalId: principal, principal: 'anna', sites, rights })
+    const who = { principalId: principal, principal: 'anna', tokenId: newId(tokenId, 1) }
+    c.set('access', { ...who, sites, rights })
     await next()
   })
   app.route('/', jobRoutes(deps))

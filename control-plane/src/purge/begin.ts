@@ -18,6 +18,7 @@ import type { PurgeScope } from '@sluice/protocol/purge'
 import { jobsSha256Of } from '@sluice/protocol/sealing/purge-digests'
 import { type Approved, askApproval, type NotApproved } from '../access/approvals.ts'
 import type { Access } from '../access/rules.ts'
+import { isTwoPeople } from '../access/two-people.ts'
 import { raiseAlert } from '../alerts/store.ts'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
@@ -31,6 +32,8 @@ import {
   addPurge,
   changePurge,
   countJobs,
+  countUndeleted,
+  destroyedAlone,
   type Hit,
   jobsByAgent,
   lockScope,
@@ -47,7 +50,7 @@ export type PurgeDeps = {
   now: () => number
   /** Kind of the one store there is. */
   storeKind: string
-  /** Jobs that one person may destroy. */
+  /** Jobs that one person may destroy within `limits.purgeAloneMs`. */
   aloneJobsMax: number
   reserve: Pick<Reserve, 'free'>
 }
@@ -57,7 +60,7 @@ export type PurgeRequest = {
   reason: string
   breakGlass: boolean
   includingHeld: boolean
-  access: Pick<Access, 'principalId' | 'rights' | 'sites'>
+  access: Pick<Access, 'principalId' | 'tokenId' | 'rights' | 'sites'>
 }
 
 /**
@@ -68,7 +71,7 @@ export type PurgeRequest = {
 export async function withinOf(
   deps: Pick<PurgeDeps, 'storeKind'>,
   sql: Queries,
-  request: Pick<PurgeRequest, 'scope' | 'includingHeld' | 'access'>,
+  request: Pick<PurgeRequest, 'scope' | 'includingHeld'> & { access: Pick<Access, 'sites'> },
 ): Promise<Within> {
   const { scope, includingHeld, access } = request
   const subject = await siteOfSubject(sql, scope)
@@ -114,6 +117,10 @@ async function take(deps: PurgeDeps, tx: Transaction, request: PurgeRequest): Pr
   const id = newId(purgeId, atMs)
   const within = await withinOf(deps, tx.sql, request)
   const jobs = countJobs(tx.sql, within)
+  const beyond = needsApproval({
+    ...(await sizeFor(tx.sql, { within, principalId: access.principalId, atMs })),
+    ...{ includingHeld, breakGlass: false, aloneJobsMax: deps.aloneJobsMax },
+  })
   const requestedBy = access.principalId
   await addPurge(tx, {
     id,
@@ -128,12 +135,22 @@ async function take(deps: PurgeDeps, tx: Transaction, request: PurgeRequest): Pr
     jobs,
   })
   const actor = { kind: 'principal', id: requestedBy } as const
-  const { aloneJobsMax } = deps
-  if (needsApproval({ jobs, includingHeld, breakGlass, aloneJobsMax }))
-    await lock(deps, tx, { id, within, request, jobs, atMs })
-  else await begin(deps, tx, { id, within, actor, atMs })
-  if (breakGlass && jobs > aloneJobsMax) await tellBreakGlass(deps, tx, { id, within, actor, atMs })
+  if (beyond && !breakGlass) await lock(deps, tx, { id, within, request, jobs, atMs })
+  else await begin(deps, tx, { id, within, reason, actor, atMs })
+  if (beyond && breakGlass) await tellBreakGlass(deps, tx, { id, within, actor, atMs })
   return id
+}
+
+/** What decides whether one person may do it: what it destroys, and what that person just did. */
+export async function sizeFor(
+  sql: Queries,
+  ask: { within: Within; principalId: PrincipalId; atMs: number },
+): Promise<{ jobs: number; before: number }> {
+  const { within, principalId, atMs } = ask
+  let before = 0
+  for (const { by, jobs } of destroyedAlone(sql, atMs - limits.purgeAloneMs))
+    if (!(await isTwoPeople(sql, principalId, by))) before += jobs
+  return { jobs: countUndeleted(sql, within), before }
 }
 
 async function lock(
@@ -188,10 +205,10 @@ export function beginApproved(deps: PurgeDeps) {
     const purge = await purgeById(tx.sql, operation.purgeId)
     if (purge?.state !== 'waiting')
       throw new SluiceError('request.conflict', `this purge is ${purge?.state ?? 'gone'}`)
-    const { id, scope, site, includingHeld } = purge
+    const { id, scope, site, includingHeld, reason } = purge
     const within = { scope, site, includingHeld, store: deps.storeKind }
     const actor = { kind: 'principal', id: approvedBy } as const
-    await begin(deps, tx, { id, within, actor, atMs, approvedBy })
+    await begin(deps, tx, { id, within, reason, actor, atMs, approvedBy })
   }
 }
 
@@ -207,13 +224,14 @@ export async function endRefused(
 type Beginning = {
   id: PurgeId
   within: Within
+  reason: string
   actor: Actor
   atMs: number
   approvedBy?: PrincipalId
 }
 
 async function begin(deps: PurgeDeps, tx: Transaction, from: Beginning): Promise<void> {
-  const { id, within, actor, atMs, approvedBy } = from
+  const { id, within, reason, actor, atMs, approvedBy } = from
   const { site, scope } = within
   tx.hurry()
   const hit = strike(tx, { id, within, atMs, receiveKeys: endsReceiveKeys(scope) })
@@ -246,7 +264,8 @@ async function begin(deps: PurgeDeps, tx: Transaction, from: Beginning): Promise
     deps.changes,
   )
   const detail = { purgeId: id, scope: scope.kind, ...facts }
-  await appendAudit(tx, { atMs, type: 'purge.begun', actor, site, detail })
+  const because = { ...detail, reason }
+  await appendAudit(tx, { atMs, type: 'purge.begun', actor, site, detail: because })
   const summary = `a purge of ${scope.kind} began: ${facts.jobs} jobs, ${facts.agents} agents`
   const alert = { type: 'purge.begun', severity: 'warning', site, atMs, summary, detail } as const
   await raiseAlert(tx, alert, deps.changes)

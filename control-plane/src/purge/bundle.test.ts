@@ -24,7 +24,7 @@ import { appendAudit } from '../audit/store.ts'
 import { revocations } from '../database/schema.ts'
 import { requestPurge } from './begin.ts'
 import { purgeBundle } from './bundle.ts'
-import { makeWorld, type Signing, type World } from './world.test-setup.ts'
+import { makeWorld, type Signing, tokenOf, type World } from './world.test-setup.ts'
 
 const withCode = (code: ErrorCode) => (error: unknown) => isSluiceError(error, code)
 const sha256 = (data: string | Buffer) => createHash('sha256').update(data).digest('hex')
@@ -69,10 +69,13 @@ beforeEach(async () => {
 afterEach(() => world[Symbol.asyncDispose]())
 
 function purge(): Promise<PurgeId> {
-  const access = { principalId, sites: 'all', rights: [{ role: 'security', site: '*' }] } as const
+  const who = { principalId, tokenId: tokenOf(principalId), sites: 'all' } as const
   const scope = { kind: 'site', site: 'north' } as const
   const request = { scope, reason, breakGlass: true, includingHeld: false }
-  return requestPurge(world.deps, { ...request, access: { ...access, rights: [...access.rights] } })
+  return requestPurge(world.deps, {
+    ...request,
+    access: { ...who, rights: [{ role: 'security', site: '*' }] },
+  })
 }
 
 async function conclude(): Promise<void> {

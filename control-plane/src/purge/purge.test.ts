@@ -31,6 +31,7 @@ import {
   makeWorld,
   purgeReceiptBy,
   type Signing,
+  tokenOf,
   type World,
 } from './world.test-setup.ts'
 
@@ -47,16 +48,21 @@ beforeEach(async () => {
 afterEach(() => world[Symbol.asyncDispose]())
 
 const accessOf = (principalId: PrincipalId) => ({
-  ...{ principalId, principal: 'somebody', sites: 'all' as const },
+  ...{ principalId, principal: 'somebody', tokenId: tokenOf(principalId), sites: 'all' as const },
   rights: [{ role: 'security' as const, site: '*' }],
 })
 
 function purge(
   scope: PurgeScope,
-  more: { breakGlass?: boolean; includingHeld?: boolean; deps?: PurgeDeps } = {},
+  more: {
+    breakGlass?: boolean
+    includingHeld?: boolean
+    deps?: PurgeDeps
+    by?: PrincipalId
+  } = {},
 ): Promise<PurgeId> {
-  const { breakGlass = false, includingHeld = false, deps = world.deps } = more
-  const access = accessOf(anna)
+  const { breakGlass = false, includingHeld = false, deps = world.deps, by = anna } = more
+  const access = accessOf(by)
   return requestPurge(deps, { scope, reason: 'a test', breakGlass, includingHeld, access })
 }
 
@@ -212,6 +218,7 @@ describe('a purge', () => {
     assert.equal((await verifyAudit(world.ground.database)).whole, true)
     const [begun] = await eventsOf('purge.begun')
     assert.equal(begun?.detail['jobsSha256'], certificate.jobsSha256)
+    assert.equal(begun?.detail['reason'], 'a test')
     const deleting = (await eventsOf('job.state-changed')).filter(
       (event) => event.detail['purgeId'] === id,
     )
@@ -313,6 +320,34 @@ describe('two people', () => {
     const cam = await world.enrol('capture')
     for (let made = 0; made < 3; made += 1) await world.job({ by: cam })
     assert.equal((await rowOf(await purge({ kind: 'everything' }))).state, 'running')
+  })
+
+  it('are needed for many small purges too, by whoever is the same person, for a day', async () => {
+    const cam = await world.enrol('capture')
+    const small = async (jobs: number, by: PrincipalId) => {
+      const site = await world.enrol('capture', { site: `s${Math.random()}` })
+      for (let made = 0; made < jobs; made += 1) await world.job({ by: site })
+      const id = await purge({ kind: 'site', site: site.site }, { by })
+      return { id, state: (await rowOf(id)).state }
+    }
+    const made = await world.person(anna)
+    assert.equal((await small(2, anna)).state, 'running')
+    assert.equal((await small(1, anna)).state, 'running', 'control: three are allowed')
+    const fourth = await small(1, anna)
+    assert.equal(fourth.state, 'waiting')
+    assert.equal((await small(1, made)).state, 'waiting', 'whom she made is she')
+    assert.equal((await small(3, ben)).state, 'running', 'control: another person has not')
+    await agree(fourth.id, ben)
+    assert.equal((await rowOf(fourth.id)).state, 'running')
+    const again = await purge({ kind: 'everything' }, { by: ben })
+    assert.equal(
+      (await rowOf(again)).state,
+      'waiting',
+      'what waits of hers is still to be destroyed',
+    )
+    assert.equal((await rowOf(await purge({ kind: 'agent', agentId: cam.id }))).state, 'running')
+    world.ground.clock.nowMs += limits.purgeAloneMs
+    assert.equal((await small(3, anna)).state, 'running', 'a day later it counts anew')
   })
 
   it('may refuse: what was locked stays frozen, with its keys', async () => {

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { isSluiceError } from '@sluice/protocol/errors'
-import { principalId } from '@sluice/protocol/ids'
+import { principalId, tokenId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
 import { makeRawDisk, needRawDisk } from '../../../test/src/tools/raw-disk.ts'
 import { openDatabase } from '../database/database.ts'
@@ -56,7 +56,10 @@ describe('the reserve', () => {
       reason: 'a test',
       breakGlass: false,
       includingHeld: false,
-      access: { principalId: person, sites: 'all' as const, rights },
+      access: {
+        ...{ principalId: person, tokenId: tokenId.parse(person) },
+        ...{ sites: 'all' as const, rights },
+      },
     }
     // The log is preallocated in part: write until the disk says no.
     await assert.rejects(

@@ -8,13 +8,21 @@ import { agents, receiveKeys } from '../database/schema.ts'
 import { requestPurge } from './begin.ts'
 import { countOpenDuties, openOf } from './store.ts'
 import { askPurgeWriteOff, writeOffPurge } from './write-off.ts'
-import { makeWorld, type Signing, type World } from './world.test-setup.ts'
+import { makeWorld, type Signing, tokenOf, type World } from './world.test-setup.ts'
 
 let world: World
 beforeEach(async () => {
   world = await makeWorld()
 })
 afterEach(() => world[Symbol.asyncDispose]())
+
+async function accessOfSomebody(): Promise<Access> {
+  const principalId = await world.person()
+  return {
+    ...{ principalId, principal: 'anna', tokenId: tokenOf(principalId), sites: 'all' },
+    rights: [{ role: 'security', site: '*' }],
+  }
+}
 
 describe('a purge of a host that was revoked before', () => {
   const scopes: [string, (host: Signing) => PurgeScope][] = [
@@ -38,7 +46,7 @@ describe('a purge of a host that was revoked before', () => {
       assert.equal(await keysOf(stolen), 3, 'control: a revocation freezes, it destroys nothing')
       await requestPurge(world.deps, {
         ...{ scope: scopeOf(stolen), reason: 'stolen', breakGlass: false, includingHeld: false },
-        access: { principalId: await world.person(), rights: [], sites: 'all' },
+        access: await accessOfSomebody(),
       })
       assert.deepEqual([await keysOf(stolen), await keysOf(other)], [0, 2])
       assert.deepEqual(await world.purgeOrders(stolen.id), [], 'nobody can order it any more')
@@ -48,10 +56,7 @@ describe('a purge of a host that was revoked before', () => {
     const stolen = await world.enrol('capture')
     await world.job({ by: stolen })
     const { database, changes, now } = world.ground
-    const access: Access = {
-      ...{ principalId: await world.person(), principal: 'anna', sites: 'all' },
-      rights: [{ role: 'security', site: '*' }],
-    }
+    const access = await accessOfSomebody()
     const purgeId = await requestPurge(world.deps, {
       ...{ scope: { kind: 'site', site: stolen.site }, reason: 'stolen' },
       ...{ breakGlass: false, includingHeld: false, access },

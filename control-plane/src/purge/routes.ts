@@ -18,7 +18,7 @@ import { type Access, type AccessEnv, reachesSite } from '../access/rules.ts'
 import { readBody, readQuery } from '../api-request.ts'
 import type { Queries } from '../database/database.ts'
 import { presentFields } from '../present-fields.ts'
-import { type PurgeDeps, requestPurge, withinOf } from './begin.ts'
+import { type PurgeDeps, requestPurge, sizeFor, withinOf } from './begin.ts'
 import { type BundleParts, purgeBundle } from './bundle.ts'
 import { interimReport } from './conclude.ts'
 import { dutyProgress, endsReceiveKeys, needsApproval } from './rules.ts'
@@ -169,6 +169,8 @@ async function preview(
   const ahead = lookAhead(sql, within, endsReceiveKeys(scope))
   const jobs = ahead.jobsByState.reduce((sum, row) => sum + row.n, 0)
   const shown = limits.pageItemsMax
+  const { principalId } = request.access
+  const size = await sizeFor(sql, { within, principalId, atMs: deps.now() })
   return {
     dryRun: true,
     scope,
@@ -189,8 +191,9 @@ async function preview(
     })),
     leasesCount: ahead.leasesCount,
     receiveKeys: ahead.receiveKeys,
+    destroyedAlone: size.before,
     needsApproval: needsApproval({
-      jobs,
+      ...size,
       includingHeld: request.includingHeld,
       breakGlass: request.breakGlass,
       aloneJobsMax: deps.aloneJobsMax,

@@ -9,14 +9,17 @@ import { progressOf } from '../deletion/rules.ts'
 
 /** Whether a second person must agree before anything is destroyed. */
 export function needsApproval(purge: {
+  /** Jobs it would destroy whose deletion has not begun. */
   jobs: number
+  /** Jobs that the same person destroyed alone within `limits.purgeAloneMs`. */
+  before: number
   includingHeld: boolean
   breakGlass: boolean
-  /** Jobs that one person may destroy. */
+  /** Jobs that one person may destroy within that time. */
   aloneJobsMax: number
 }): boolean {
   if (purge.includingHeld) return true
-  return purge.jobs > purge.aloneJobsMax && !purge.breakGlass
+  return purge.jobs > 0 && purge.before + purge.jobs > purge.aloneJobsMax && !purge.breakGlass
 }
 
 /**

@@ -1,11 +1,23 @@
 /** Remembers purges: whole sets in single statements, because thousands of jobs share one moment. */
-import { and, asc, desc, eq, inArray, lt, max, type SQL, sql as raw } from '../database/drizzle.ts'
+import {
+  and,
+  asc,
+  desc,
+  eq,
+  inArray,
+  isNull,
+  lt,
+  max,
+  type SQL,
+  sql as raw,
+} from '../database/drizzle.ts'
 import type {
   AgentId,
   CommandId,
   JobId,
   LeaseId,
   ObligationId,
+  PrincipalId,
   PurgeId,
 } from '@sluice/protocol/ids'
 import type { JobState } from '@sluice/protocol/job'
@@ -14,6 +26,7 @@ import type { PurgeScope } from '@sluice/protocol/purge'
 import type { BundleEvent } from '@sluice/protocol/purge-bundle'
 import type { Changes } from '../changes.ts'
 import type { Queries, Transaction } from '../database/database.ts'
+import { preparedOnce } from '../database/prepared.ts'
 import {
   agents,
   auditEvents,
@@ -114,6 +127,22 @@ const jobsOf = (id: PurgeId): SQL => raw`SELECT job_id FROM purge_jobs WHERE pur
 /** How many jobs a purge would destroy now. */
 export function countJobs(sql: Queries, within: Within): number {
   return count(sql, raw`SELECT count(*) AS n FROM (${scopeJobs(within)})`)
+}
+
+/** Those of them whose deletion has not begun. */
+export function countUndeleted(sql: Queries, within: Within): number {
+  return count(
+    sql,
+    raw`SELECT count(*) AS n FROM jobs WHERE ${inScope(within)} AND ${notHeld(within)} AND state <> 'deleting'`,
+  )
+}
+
+/** What purges that began after an instant destroyed without a second person, by who asked. */
+export function destroyedAlone(sql: Queries, sinceMs: number): { by: PrincipalId; jobs: number }[] {
+  return sql.all(
+    raw`SELECT requested_by AS "by", count(*) AS jobs FROM purges JOIN purge_jobs ON purge_id = purges.id
+      WHERE approved_by IS NULL AND intent_at_ms > ${sinceMs} AND from_state <> 'deleting' GROUP BY requested_by`,
+  )
 }
 
 function count(sql: Queries, query: SQL): number {
@@ -222,7 +251,8 @@ export async function pageOfPurges(
 }
 
 /**
- * Freezes what a waiting purge would destroy: jobs, and the leases on them.
+ * Freezes what a waiting purge would destroy: jobs, and the leases on them. Held jobs that it
+ * includes are frozen already; from now on they stay so when their hold is lifted.
  *
  * @returns The jobs that this froze, in the order of their ids.
  */
@@ -237,6 +267,8 @@ export function lockScope(
       WHERE ${inScope(within)} AND held_at_ms IS NULL AND state IN ('announced', 'uploading', 'stored', 'leased', 'failed')
       RETURNING id AS "jobId", site, frozen_from AS "from"`,
   )
+  if (within.includingHeld)
+    sql.run(raw`UPDATE jobs SET frozen_by_hold = 0 WHERE ${inScope(within)} AND frozen_by_hold = 1`)
   const ids = raw`SELECT value FROM json_each(${JSON.stringify(frozen.map(({ jobId }) => jobId))})`
   dropExpiry(tx, ids, atMs)
   endLeases(tx, { ids, atMs, reason: 'revoked' })
@@ -637,12 +669,24 @@ export async function lookNow(
 
 /** Ends at the first duty it finds: it is asked after each receipt of thousands. */
 function anyAgentOwes(sql: Queries, id: PurgeId): boolean {
-  const some = sql.all(
-    raw`SELECT 1 FROM obligations WHERE subject_id = ${id} AND state IN ('due', 'waiting')
-      AND kind = 'purge.agent' AND written_off_at_ms IS NULL LIMIT 1`,
-  )
-  return some.length > 0
+  return someAgentOwes(sql).get({ id }) !== undefined
 }
+
+const someAgentOwes = preparedOnce((sql) =>
+  sql
+    .select({ id: obligations.id })
+    .from(obligations)
+    .where(
+      and(
+        eq(obligations.subjectId, raw.placeholder('id')),
+        // Literals, as a partial index needs them.
+        raw`${obligations.state} IN ('due', 'waiting') AND ${obligations.kind} = 'purge.agent'`,
+        isNull(obligations.writtenOffAtMs),
+      ),
+    )
+    .limit(1)
+    .prepare(),
+)
 
 /** Every confirmed order of a purge with its receipt, by obligation. */
 export async function confirmedOrders(sql: Queries, id: PurgeId) {

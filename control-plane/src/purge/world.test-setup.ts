@@ -14,6 +14,7 @@ import {
   principalId,
   type PrincipalId,
   receiveKeyId,
+  type TokenId,
   tokenId,
 } from '@sluice/protocol/ids'
 import type { JobState } from '@sluice/protocol/job'
@@ -53,6 +54,9 @@ import type { PurgeDeps } from './begin.ts'
 import { carryOut, remindAgent } from './carry-out.ts'
 import { acceptPurgeReceipt } from './receipts.ts'
 
+/** The one token of a person of these tests. */
+export const tokenOf = (person: PrincipalId): TokenId => tokenId.parse(person)
+
 export type Signing = {
   id: AgentId
   role: 'capture' | 'gpu'
@@ -73,7 +77,7 @@ export type World = AsyncDisposable & {
     role: 'capture' | 'gpu',
     options?: { site?: string; labels?: Record<string, string>; receiveKeys?: number },
   ): Promise<Signing>
-  person(): Promise<PrincipalId>
+  person(createdBy?: PrincipalId): Promise<PrincipalId>
   job(options: NewTestJob): Promise<JobId>
   /** Lets the engine work until nothing is due; `effect` stands around what purges do. */
   work(changed?: Partial<DeletionParts>, effect?: Effect): Promise<void>
@@ -182,13 +186,13 @@ export async function makeWorld(aloneJobsMax = 100): Promise<World> {
       return { id, role, site, signer }
     },
 
-    async person() {
+    async person(createdBy) {
       const id = newId(principalId, now())
       await database.write(async ({ sql }) => {
-        await sql.insert(principals).values({ id, name: id, createdAtMs: now() })
+        await sql.insert(principals).values({ id, name: id, createdAtMs: now(), createdBy })
         await sql.insert(rights).values({ principalId: id, role: 'security', site: '*' })
         await sql.insert(apiTokens).values({
-          id: newId(tokenId, now()),
+          id: tokenOf(id),
           principalId: id,
           tokenSha256: randomBytes(32),
           createdAtMs: now(),

@@ -6,7 +6,14 @@ import { after, before, describe, it } from 'node:test'
 import tls from 'node:tls'
 import { createdToken, decodeToken } from '@sluice/protocol/api'
 import { revocationDetail, revocationPreview } from '@sluice/protocol/api-revocations'
-import { jobId, leaseId, obligationId, principalId, type TokenId } from '@sluice/protocol/ids'
+import {
+  jobId,
+  leaseId,
+  obligationId,
+  principalId,
+  type TokenId,
+  tokenId,
+} from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
 import { adminClient } from '../cli/client.ts'
 import type { ObjectKey } from '@sluice/protocol/object-keys'
@@ -236,6 +243,7 @@ describe('what a revocation owes', () => {
       access: {
         principalId: newId(principalId, ground.now()),
         principal: 'anna',
+        tokenId: newId(tokenId, ground.now()),
         sites: 'all',
         rights: [],
       },

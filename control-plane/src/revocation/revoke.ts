@@ -7,6 +7,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import { type AgentId, type RevocationId, revocationId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
 import { type Access, mayGive, reachesSite } from '../access/rules.ts'
+import type { ApprovalDeps } from '../access/approvals.ts'
 import { rightsOf, tokenById, joinTokenById } from '../access/store.ts'
 import { revokeJoinToken, revokeToken } from '../access/tokens.ts'
 import { siteOfRights } from '../access/two-people.ts'
@@ -29,14 +30,15 @@ import {
   revocationOf,
 } from './store.ts'
 
-export type RevocationDeps = LockOutDeps & {
-  database: Database
-  store: Pick<ObjectStore, 'kind' | 'revokeGrants'>
-  /** Cuts every connection of these agents, and lets no session be resumed. */
-  cutOff: (agents: readonly AgentId[]) => void
-  /** Aborts every incomplete upload of an agent in the store. */
-  abortUploads: (agent: AgentId) => Promise<void>
-}
+export type RevocationDeps = LockOutDeps &
+  Pick<ApprovalDeps, 'refusals'> & {
+    database: Database
+    store: Pick<ObjectStore, 'kind' | 'revokeGrants'>
+    /** Cuts every connection of these agents, and lets no session be resumed. */
+    cutOff: (agents: readonly AgentId[]) => void
+    /** Aborts every incomplete upload of an agent in the store. */
+    abortUploads: (agent: AgentId) => Promise<void>
+  }
 
 export type RevocationOrder = { target: RevocationTarget; reason: string; access: Access }
 

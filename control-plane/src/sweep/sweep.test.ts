@@ -13,6 +13,7 @@ import {
   jobId,
   leaseId,
   principalId,
+  tokenId,
 } from '@sluice/protocol/ids'
 import type { JobState } from '@sluice/protocol/job'
 import { type ObjectKey, objectKeyFrom } from '@sluice/protocol/object-keys'
@@ -298,7 +299,8 @@ describe('a sweep', () => {
     await world.sweep()
     const [finding] = await world.findings()
     const api = new Hono<AccessEnv>()
-    const access = { principalId: actor.id, principal: 'anna', sites: 'all', rights: [] } as const
+    const who = { principalId: actor.id, principal: 'anna', tokenId: newId(tokenId, 1) }
+    const access = { ...who, sites: 'all', rights: [] } as const
     api.use(async (c, next) => (c.set('access', access), next()))
     api.route('/', sweepRoutes({ ...world.ground, sweeps: world.sweeps }))
     const decide = async (word: 'keep' | 'delete') => {

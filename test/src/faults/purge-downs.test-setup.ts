@@ -30,7 +30,7 @@ import { openSlotFile } from '@sluice/control-plane/keys/slot-file'
 import { requestPurge } from '@sluice/control-plane/purge/begin'
 import { carryOut, remindAgent } from '@sluice/control-plane/purge/carry-out'
 import { documentOf, purgeById } from '@sluice/control-plane/purge/store'
-import { makeWorld, type Signing } from '@sluice/control-plane/purge/world.test-setup'
+import { makeWorld, type Signing, tokenOf } from '@sluice/control-plane/purge/world.test-setup'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import { type JobId, leaseId, type PurgeId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
@@ -335,7 +335,10 @@ export async function askForPurge({ world, database, reserve }: Place): Promise<
     {
       ...{ scope: { kind: 'everything' }, reason: 'a test', breakGlass: false },
       includingHeld: false,
-      access: { principalId, sites: 'all', rights: [{ role: 'security', site: '*' }] },
+      access: {
+        ...{ principalId, tokenId: tokenOf(principalId), sites: 'all' },
+        rights: [{ role: 'security', site: '*' }],
+      },
     },
   )
 }
