@@ -21,6 +21,15 @@ export function createEvents(log: Log) {
     databaseWritable() {
       log('info', 'database.writable', {})
     },
+    /** The place of the epoch keys is out of reach: what is owed waits, nothing is lost. Said once. */
+    keysAway(problem: SluiceError) {
+      const { code, message, hint } = problem
+      log('error', 'keys.away', { code, message, hint })
+    },
+    /** An epoch was rolled again after that. */
+    keysBack() {
+      log('info', 'keys.back', {})
+    },
     /** The store or a replica may lock objects: their deletions can be late. Said at each start. */
     storeLocks(replica?: string) {
       log('warning', 'store.locks', { replica })

@@ -12,6 +12,7 @@ import { type AccessDeps, accessRoutes, adminRoutes } from './access/routes.ts'
 import { hasPrincipal, principalExecutors } from './access/tokens.ts'
 import { deliverAlert } from './alerts/deliver.ts'
 import { alertRoutes } from './alerts/routes.ts'
+import { raiseAlert } from './alerts/store.ts'
 import { openWebhook } from './alerts/webhook.ts'
 import { exportAudit, keepExporting, viewOfSink } from './audit/export.ts'
 import { auditRoutes } from './audit/routes.ts'
@@ -52,9 +53,11 @@ import { createLeaseTimes } from './jobs/lease-times.ts'
 import { liftHold } from './jobs/legal-hold.ts'
 import { jobRoutes } from './jobs/routes.ts'
 import { createTurns } from './jobs/turns.ts'
+import { epochKeysPlaceOf } from './keys/epoch-keys-place.ts'
 import { startKeyProcess } from './keys/key-process-link.ts'
 import { createKeys } from './keys/keys.ts'
-import { epochKeysPlaceOf, openEpochKeys } from './keys/open-epoch-keys.ts'
+import { openLedger } from './keys/open-ledger.ts'
+import { outageAlert } from './keys/outage.ts'
 import { openApiDocument } from './openapi.ts'
 import { beginApproved, endRefused } from './purge/begin.ts'
 import { carryOut, remindAgent } from './purge/carry-out.ts'
@@ -162,7 +165,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   const address = listenAddressOf(config)
 
   const keysAt = epochKeysPlaceOf(config.keys, directory.epoch)
-  const epochKeys = started.use(await openEpochKeys(keysAt, { overwriteTorn: true }))
+  const epochKeys = started.use(await openLedger(keysAt))
   const keys = started.use(
     await createKeys({
       database,
@@ -171,6 +174,14 @@ async function start(options: StartOptions): Promise<ControlPlane> {
       now,
       offlineMsMax: config.offlineMaxMs,
       report: (problem) => events.workFailed('keys', problem),
+      outage: {
+        async began(problem) {
+          events.keysAway(problem)
+          const alert = outageAlert(problem, epochKeys.name, now())
+          await database.write((tx) => raiseAlert(tx, alert, changes))
+        },
+        ended: () => events.keysBack(),
+      },
       acceptLostKeys: options.acceptLostKeys === true,
     }),
   )

@@ -12,6 +12,7 @@ export const alertTypes = [
   'sweep.problems',
   'audit-sink.failed',
   'approval.asked',
+  'keys.unavailable',
   'alert.test',
 ] as const
 export const alertType = z.enum(alertTypes)

@@ -157,6 +157,8 @@ export const limits = {
   resultKeepMs: 7 * day,
   resultsKeepDaysDefault: 30,
   epochRollCoalesceMs: 5 * second,
+  /** A roll that nobody waits for and that failed is tried again after this. */
+  keysRetryMs: 60 * second,
   /** An epoch ends at this age even when nothing was deleted: used receive keys die with it. */
   epochAgeMsMax: 1 * hour,
   /** Wrapped keys in one message to the key process and in one transaction of a roll. */

@@ -5,37 +5,15 @@
  *
  * Started with one argument: where epoch keys are (`EpochKeysPlace`), as JSON.
  */
-import assert from 'node:assert/strict'
-import { isSluiceError } from '@sluice/protocol/errors'
+import { answerParent } from './answer-parent.ts'
+import type { EpochKeysPlace } from './epoch-keys-place.ts'
 import { createKeyHolder } from './key-holder.ts'
-import type { KeyAnswer, KeyQuestion } from './key-process-link.ts'
-import { type EpochKeysPlace, openEpochKeys } from './open-epoch-keys.ts'
+import { keyOperations } from './key-operations.ts'
+import { openEpochKeys } from './open-epoch-keys.ts'
 
-const place = process.argv[2]
-assert(place !== undefined && process.send !== undefined, 'started by hand')
-
-// The parent decides when this process ends; a signal to the whole group must not come before it.
-process.on('SIGTERM', () => undefined)
-process.on('SIGINT', () => undefined)
-process.on('disconnect', () => process.exit(0))
-
-const store = await openEpochKeys(JSON.parse(place) as EpochKeysPlace, { overwriteTorn: false })
-const holder = createKeyHolder(store)
-
-async function answer(question: KeyQuestion): Promise<KeyAnswer> {
-  const { number, operation, request } = question
-  try {
-    const work = holder[operation] as (request: unknown) => Promise<unknown>
-    return { number, reply: await work(request) }
-  } catch (error) {
-    // A bug ends this process; the parent starts another.
-    if (!isSluiceError(error)) throw error
-    const { code, message, retry, hint } = error
-    return { number, problem: { code, message, retry, ...(hint === undefined ? {} : { hint }) } }
-  }
-}
-
-process.on('message', (question: KeyQuestion) => {
-  void answer(question).then((reply) => process.send?.(reply))
+await answerParent(async (place) => {
+  const holder = createKeyHolder(await openEpochKeys(JSON.parse(place) as EpochKeysPlace))
+  return Object.fromEntries(
+    keyOperations.map((operation) => [operation, (request: never) => holder[operation](request)]),
+  )
 })
-process.send('ready')

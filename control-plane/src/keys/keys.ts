@@ -4,7 +4,7 @@ import type { AgentId, EpochId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
 import type { Database } from '../database/database.ts'
 import { isWriteFailure, writeRetryMs } from '../database/write-failure.ts'
-import type { DestructionLevel, EpochKeyStore } from './epoch-key-store.ts'
+import type { DestructionLevel, EpochKeyLedger } from './epoch-key-store.ts'
 import type {
   EscrowRequest,
   LeaseKeyRequest,
@@ -12,6 +12,7 @@ import type {
   WrappedKey,
 } from './key-operations.ts'
 import type { KeyProcess } from './key-process-link.ts'
+import { createOutage, type Outage, type OutageListener } from './outage.ts'
 import { makeSupply } from './receive-keys.ts'
 import { type Holders, rollOnce } from './roll.ts'
 import {
@@ -69,7 +70,7 @@ export type Keys = AsyncDisposable & {
 export type KeysParts = {
   database: Database
   /** Where epoch keys lie; it stays the caller's. */
-  store: EpochKeyStore
+  store: EpochKeyLedger
   /** Starts a process that holds no key yet. */
   startProcess: () => Promise<KeyProcess>
   /** Integer epoch milliseconds. */
@@ -78,6 +79,8 @@ export type KeysParts = {
   offlineMsMax: number
   /** Is told of upkeep that failed; it is tried again by itself. */
   report: (problem: SluiceError) => void
+  /** Is told when the store of the keys is out of reach, and when it is back. */
+  outage?: OutageListener
   /** Somebody has said that the current epoch's key is lost for good: go on without what it opened. */
   acceptLostKeys?: boolean
   coalesceMs?: number
@@ -102,10 +105,12 @@ function endedUnder(error: SluiceError): boolean {
  * @throws SluiceError `keys.no_epoch` when database and epoch key store do not belong together;
  * `keys.damaged`, `keys.unavailable`.
  */
-export async function createKeys(parts: KeysParts): Promise<Keys> {
+export async function createKeys(given: KeysParts): Promise<Keys> {
+  const outage = createOutage(given.outage)
+  const parts = { ...given, store: watched(given.store, outage) }
   const { database, now } = parts
-  const holders = createHolders(parts)
-  const rolls = createRolls({ ...parts, holders })
+  const holders = createHolders(parts, outage)
+  const rolls = createRolls({ ...parts, holders }, outage)
   await using unfinished = new AsyncDisposableStack()
   unfinished.use(holders)
   await matchStore(parts)
@@ -199,6 +204,7 @@ async function matchStore(parts: KeysParts): Promise<void> {
   const strange = kept.filter((id) => !known.some((epoch) => epoch.id === id))
   if (missing && parts.acceptLostKeys === true && strange.length === 0) {
     const ids = lost.map(({ id }) => id)
+    await store.startAnew()
     await database.write((tx) => giveUpEpochs(tx, { ids, atMs: parts.now() }))
     return
   }
@@ -209,23 +215,34 @@ async function matchStore(parts: KeysParts): Promise<void> {
   for (const id of strange) await store.destroy(id)
 }
 
+function watched(store: EpochKeyLedger, outage: Outage): EpochKeyLedger {
+  return {
+    ...store,
+    list: () => outage.watch(() => store.list()),
+    destroy: (id) => outage.watch(() => store.destroy(id)),
+  }
+}
+
 /** One process for each epoch that is held; started when asked for, also after a crash. */
 function createHolders(
   parts: KeysParts,
+  outage: Outage,
 ): Holders & AsyncDisposable & { newest(): Promise<KeyProcess> } {
   type Held = { process: Promise<KeyProcess>; next: EpochId | undefined }
   const held = new Map<EpochId, Held>()
   let newest: EpochId | undefined
 
-  async function start(ids: EpochId[], mayCreate: boolean): Promise<KeyProcess> {
-    const process = await parts.startProcess()
-    try {
-      for (const epochId of ids) await process.hold({ epochId, mayCreate })
-      return process
-    } catch (error) {
-      await process[Symbol.asyncDispose]()
-      throw error
-    }
+  function start(ids: EpochId[], mayCreate: boolean): Promise<KeyProcess> {
+    return outage.watch(async () => {
+      const process = await parts.startProcess()
+      try {
+        for (const epochId of ids) await process.hold({ epochId, mayCreate })
+        return process
+      } catch (error) {
+        await process[Symbol.asyncDispose]()
+        throw error
+      }
+    })
   }
 
   async function processOf(id: EpochId, mayCreate: boolean): Promise<KeyProcess> {
@@ -242,6 +259,29 @@ function createHolders(
     return entry.process
   }
 
+  /** Lets the process of an epoch hold the next one too, or another in its place. */
+  async function teach(one: { id: EpochId; next: EpochId; entry: Held }): Promise<KeyProcess> {
+    const { id, next, entry } = one
+    const process = await entry.process
+    try {
+      await process.hold({ epochId: next, mayCreate: false })
+      entry.next = next
+      return process
+    } catch (error) {
+      if (!isSluiceError(error, 'keys.unavailable') || !process.alive) throw error
+    }
+    // A token that was away is not seen again by a library that was there before. The old process
+    // goes on working until another has taken both keys.
+    const fresh = await start([id, next], false)
+    if (held.get(id) !== entry) {
+      await fresh[Symbol.asyncDispose]()
+      return holders.lead(id, next)
+    }
+    held.set(id, { process: Promise.resolve(fresh), next })
+    await process[Symbol.asyncDispose]()
+    return fresh
+  }
+
   const holders = {
     async holding(id: EpochId, options = { mayCreate: false }): Promise<KeyProcess> {
       const live = await parts.database.read((sql) => liveEpochs(sql))
@@ -253,12 +293,9 @@ function createHolders(
     async lead(id: EpochId, next: EpochId): Promise<KeyProcess> {
       const process = await processOf(id, false)
       const entry = held.get(id)
-      if (entry && entry.next !== next) {
-        await process.hold({ epochId: next, mayCreate: false })
-        entry.next = next
-      }
+      const leading = entry && entry.next !== next ? await teach({ id, next, entry }) : process
       newest = next
-      return process
+      return leading
     },
 
     async end(id: EpochId): Promise<void> {
@@ -284,7 +321,10 @@ function createHolders(
 }
 
 /** Rolls one after another; requests that come while none has begun share the next one. */
-function createRolls(parts: KeysParts & { holders: Holders }): AsyncDisposable & {
+function createRolls(
+  parts: KeysParts & { holders: Holders },
+  outage: Outage,
+): AsyncDisposable & {
   roll(hurry: boolean): Promise<{ destroyedAtMs: number }>
   /** @returns When to do it again; undefined when the control plane ends. */
   keepUp(): Promise<number | undefined>
@@ -299,6 +339,7 @@ function createRolls(parts: KeysParts & { holders: Holders }): AsyncDisposable &
   async function rollThrough(): Promise<{ destroyedAtMs: number }> {
     for (;;) {
       const report = await rollOnce(parts)
+      outage.end()
       // A roll that was resumed may carry what was deleted after it began: it does not count.
       if (!report.resumed && report.destroyedAtMs !== null)
         return { destroyedAtMs: report.destroyedAtMs }
@@ -346,6 +387,7 @@ function createRolls(parts: KeysParts & { holders: Holders }): AsyncDisposable &
         if (isWriteFailure(error)) return writeRetryMs
         if (!isSluiceError(error)) throw error
         parts.report(error)
+        if (error.retry === 'later') return ending.signal.aborted ? undefined : limits.keysRetryMs
       }
       return ending.signal.aborted ? undefined : limits.epochAgeMsMax
     },

@@ -12,8 +12,9 @@ import { newId } from '@sluice/protocol/process/new-id'
 import { openDatabase } from '../database/database.ts'
 import { startKeyProcess } from './key-process-link.ts'
 import { createKeys } from './keys.ts'
-import { openEpochKeys } from './open-epoch-keys.ts'
-import { openPkcs11Store, type Pkcs11Place } from './pkcs11-store.ts'
+import { openLedger } from './open-ledger.ts'
+import type { Pkcs11Place } from './epoch-keys-place.ts'
+import { openPkcs11Store } from './pkcs11-store.ts'
 import { findObjects, openToken } from './pkcs11-token.ts'
 import { instanceNameOf, makeToken, withoutSoftHsm } from './soft-hsm.test-setup.ts'
 import { epochsIn } from './store.ts'
@@ -170,7 +171,7 @@ describe('epoch keys on PKCS#11', () => {
     const slotFile = join(folder, 'slots')
     const run = async (store: 'file' | 'pkcs11') => {
       const keysAt = { store, slotFile, pkcs11: place }
-      await using epochKeys = await openEpochKeys(keysAt, { overwriteTorn: true })
+      await using epochKeys = await openLedger(keysAt)
       await using keys = await createKeys({
         database,
         store: epochKeys,

@@ -5,31 +5,27 @@
  * In a folder beside the database: `instance`, which names this control plane's objects among those
  * of others on the token, and for each epoch `<id>.wrapped`: nonce (12), ciphertext (32), tag (16)
  * of AES-256-GCM with the epoch id as authenticated data.
+ *
+ * A token that is away may still answer that it has nothing (SoftHSM does, measured). So one more
+ * object, the witness, is made before the first key and stays; a file of that name says that it was.
+ * Where the witness is not seen, nothing else is believed to be gone.
  */
 import assert from 'node:assert/strict'
 import { randomBytes, randomUUID } from 'node:crypto'
 import { constants } from 'node:fs'
 import { mkdir, open, readFile, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import type { Handle, Template } from 'pkcs11js'
 import { SluiceError } from '@sluice/protocol/errors'
 import { type EpochId, epochId } from '@sluice/protocol/ids'
-import type { EpochKeyStore } from './epoch-key-store.ts'
-import { attributesOf, findObjects, openToken, type TokenSession } from './pkcs11-token.ts'
-
-/** Where epoch keys of a PKCS#11 store are; paths and a name, no secret. */
-export type Pkcs11Place = { folder: string; library: string; tokenLabel: string; pinFile: string }
+import { type EpochKeyStore, tokenLevel } from './epoch-key-store.ts'
+import type { Pkcs11Place } from './epoch-keys-place.ts'
+import { attributesOf, exists, findObjects, openToken, type TokenSession } from './pkcs11-token.ts'
 
 const keyBytes = 32
 const nonceBytes = 12
 const tagBytes = 16
 const blobBytes = nonceBytes + keyBytes + tagBytes
-
-/** What destroying an object of a token may claim. */
-const level = {
-  level: 'Purge',
-  reason:
-    'epoch key wrapped by a non-extractable key of an HSM, which was destroyed there and is gone; unwrapped it lived only in the memory of the key process, for one epoch',
-} as const
 
 /** @throws SluiceError `keys.unavailable` when the token cannot be used, `host.unsafe_file`. */
 export async function openPkcs11Store(place: Pkcs11Place): Promise<EpochKeyStore> {
@@ -44,6 +40,36 @@ export async function openPkcs11Store(place: Pkcs11Place): Promise<EpochKeyStore
     { type: on.ck.CKA_LABEL, value: `${prefix}${id}` },
   ]
 
+  const witness = (on: TokenSession) => [
+    { type: on.ck.CKA_CLASS, value: on.ck.CKO_SECRET_KEY },
+    { type: on.ck.CKA_LABEL, value: `${prefix}witness` },
+  ]
+  const witnessFile = join(folder, 'witness')
+
+  /** @throws SluiceError `keys.unavailable` when the token does not show what it must hold. */
+  function requireWitness(on: TokenSession, made: boolean): void {
+    if (!made || findObjects(on, witness(on)).length > 0) return
+    throw new SluiceError('keys.unavailable', 'the token does not show what it must hold', {
+      retry: 'later',
+      hint: 'Bring back the token that was used. If it was made anew: docs/operate/hsm.md.',
+    })
+  }
+
+  /** What failed may have failed because the token went away. */
+  async function requireToken(): Promise<void> {
+    const made = await exists(witnessFile)
+    await token.with((on) => requireWitness(on, made))
+  }
+
+  /** Makes the witness, once: on this token all keys lie until somebody says that it is lost. */
+  async function makeWitness(): Promise<void> {
+    if (await exists(witnessFile)) return
+    await token.with((on) => {
+      if (findObjects(on, witness(on)).length === 0) generate(on, witness(on), [])
+    })
+    await writeBlob(folder, witnessFile, Buffer.alloc(0))
+  }
+
   async function opened(id: EpochId, blob: Buffer): Promise<Buffer | undefined> {
     return token.with((on) => {
       const [object] = findObjects(on, labelled(on, id))
@@ -56,18 +82,13 @@ export async function openPkcs11Store(place: Pkcs11Place): Promise<EpochKeyStore
 
     async create(id, key) {
       assert.equal(key.length, keyBytes)
+      await makeWitness()
       const blob = await token.with((on) => {
         const { pkcs11, session, ck } = on
+        requireWitness(on, true)
         if (findObjects(on, labelled(on, id)).length > 0)
           throw new SluiceError('keys.damaged', `the token has a key of epoch ${id} already`)
-        const object = pkcs11.C_GenerateKey(session, { mechanism: ck.CKM_AES_KEY_GEN }, [
-          ...labelled(on, id),
-          { type: ck.CKA_KEY_TYPE, value: ck.CKK_AES },
-          { type: ck.CKA_VALUE_LEN, value: keyBytes },
-          { type: ck.CKA_TOKEN, value: true },
-          { type: ck.CKA_PRIVATE, value: true },
-          { type: ck.CKA_SENSITIVE, value: true },
-          { type: ck.CKA_EXTRACTABLE, value: false },
+        const object = generate(on, labelled(on, id), [
           { type: ck.CKA_ENCRYPT, value: true },
           { type: ck.CKA_DECRYPT, value: true },
         ])
@@ -80,7 +101,9 @@ export async function openPkcs11Store(place: Pkcs11Place): Promise<EpochKeyStore
       const again = await opened(id, await readFile(blobOf(id)))
       const same = again?.equals(key) ?? false
       again?.fill(0)
-      if (!same) throw new SluiceError('keys.damaged', `the token does not open epoch ${id} again`)
+      if (same) return
+      await requireToken()
+      throw new SluiceError('keys.damaged', `the token does not open epoch ${id} again`)
     },
 
     async load(id) {
@@ -89,18 +112,23 @@ export async function openPkcs11Store(place: Pkcs11Place): Promise<EpochKeyStore
         throw error
       })
       const here = await token.with((on) => findObjects(on, labelled(on, id)).length > 0)
-      if (!here) throw new SluiceError('keys.no_epoch', `the token has no key of epoch ${id}`)
       const key = blob?.length === blobBytes ? await opened(id, blob) : undefined
-      if (key === undefined)
-        throw new SluiceError('keys.damaged', `the wrapped key of epoch ${id} does not open`)
-      return key
+      if (key) return key
+      await requireToken()
+      throw here
+        ? new SluiceError('keys.damaged', `the wrapped key of epoch ${id} does not open`)
+        : new SluiceError('keys.no_epoch', `the token has no key of epoch ${id}`)
     },
 
     async destroy(id) {
+      const made = await exists(witnessFile)
       const left = await token.with((on) => {
         for (const object of findObjects(on, labelled(on, id)))
           on.pkcs11.C_DestroyObject(on.session, object)
-        return findObjects(on, labelled(on, id)).length
+        const seen = findObjects(on, labelled(on, id)).length
+        // Last: a token that goes away does not come back to the same process.
+        requireWitness(on, made)
+        return seen
       })
       if (left > 0)
         throw new SluiceError('keys.damaged', `the key of epoch ${id} is still on the token`, {
@@ -123,12 +151,29 @@ export async function openPkcs11Store(place: Pkcs11Place): Promise<EpochKeyStore
       )
     },
 
-    level: () => Promise.resolve(level),
+    startAnew: () => rm(witnessFile, { force: true }),
+
+    level: () => Promise.resolve(tokenLevel),
 
     async [Symbol.asyncDispose]() {
       await token[Symbol.asyncDispose]()
     },
   }
+}
+
+/** Makes an AES key that never leaves the token. */
+function generate(on: TokenSession, names: Template, uses: Template): Handle {
+  const { pkcs11, session, ck } = on
+  return pkcs11.C_GenerateKey(session, { mechanism: ck.CKM_AES_KEY_GEN }, [
+    ...names,
+    { type: ck.CKA_KEY_TYPE, value: ck.CKK_AES },
+    { type: ck.CKA_VALUE_LEN, value: keyBytes },
+    { type: ck.CKA_TOKEN, value: true },
+    { type: ck.CKA_PRIVATE, value: true },
+    { type: ck.CKA_SENSITIVE, value: true },
+    { type: ck.CKA_EXTRACTABLE, value: false },
+    ...uses,
+  ])
 }
 
 function mechanismOf(on: TokenSession, id: EpochId, nonce: Buffer) {

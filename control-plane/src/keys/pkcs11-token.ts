@@ -4,6 +4,7 @@ import type { Attribute, Handle, PKCS11, Template } from 'pkcs11js'
 import { open, stat } from 'node:fs/promises'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import { readSecretFile } from '@sluice/protocol/process/secret'
+import { bindPinLogin } from './pin-login.ts'
 
 type Cryptoki = typeof pkcs11js
 
@@ -183,34 +184,30 @@ async function enter(
   ck: Cryptoki,
   on: { pkcs11: PKCS11; session: Handle; place: TokenPlace },
 ): Promise<void> {
-  const { pkcs11, session, place } = on
+  const { session, place } = on
   if (await exists(place.refusedFile)) throw refused(place)
+  const logIn = await bindPinLogin(place.library)
   using pin = await readSecretFile(place.pinFile, pinFileBytesMax)
   const ends = pin.bytes.findIndex((byte) => byte === 0x0a || byte === 0x0d)
-  try {
-    // The binding takes a PIN only as a string, so a copy of it stays until garbage collection.
-    const words = pin.bytes.toString('utf8', 0, ends < 0 ? pin.bytes.length : ends)
-    pkcs11.C_Login(session, ck.CKU_USER, words)
-  } catch (error) {
-    if (!(error instanceof ck.Pkcs11Error)) throw error
-    if (error.code === ck.CKR_USER_ALREADY_LOGGED_IN) return
-    const wrong = [ck.CKR_PIN_INCORRECT, ck.CKR_PIN_LEN_RANGE, ck.CKR_PIN_INVALID]
-    if (error.code === ck.CKR_PIN_LOCKED || wrong.includes(error.code)) {
-      await (await open(place.refusedFile, 'w', 0o600)).close()
-      throw refused(place, error)
-    }
-    throw error
-  }
+  const code = logIn(session, pin.bytes.subarray(0, ends < 0 ? pin.bytes.length : ends))
+  if (code === ck.CKR_OK || code === ck.CKR_USER_ALREADY_LOGGED_IN) return
+  const wrong = [ck.CKR_PIN_INCORRECT, ck.CKR_PIN_LEN_RANGE, ck.CKR_PIN_INVALID, ck.CKR_PIN_LOCKED]
+  if (!wrong.includes(code))
+    throw new SluiceError('keys.unavailable', `the HSM let nobody in: CKR 0x${code.toString(16)}`, {
+      retry: 'later',
+      hint: 'Look whether the HSM is there; work goes on by itself when it is.',
+    })
+  await (await open(place.refusedFile, 'w', 0o600)).close()
+  throw refused(place)
 }
 
-function refused(place: TokenPlace, cause?: unknown): SluiceError {
+function refused(place: TokenPlace): SluiceError {
   return new SluiceError('keys.unavailable', `token ${place.tokenLabel} refused its PIN`, {
     hint: `Correct ${place.pinFile}, then remove ${place.refusedFile}: no PIN is tried before.`,
-    cause,
   })
 }
 
-async function exists(path: string): Promise<boolean> {
+export async function exists(path: string): Promise<boolean> {
   try {
     await stat(path)
     return true

@@ -16,7 +16,7 @@ import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
 import { appendAudit } from '../audit/store.ts'
 import type { Database } from '../database/database.ts'
-import { type EpochKeyStore, weakestOf } from './epoch-key-store.ts'
+import { type EpochKeyLedger, weakestOf } from './epoch-key-store.ts'
 import { wrappedBytes, type WrappedPage } from './key-operations.ts'
 import type { KeyProcess } from './key-process-link.ts'
 import {
@@ -44,7 +44,7 @@ export type Holders = {
 
 export type RollParts = {
   database: Database
-  store: EpochKeyStore
+  store: EpochKeyLedger
   holders: Holders
   now: () => number
   pageKeys?: number

@@ -157,6 +157,8 @@ function slotStore(io: SlotIo, path: string): EpochKeyStore {
       return ids
     },
 
+    startAnew: () => Promise.resolve(),
+
     async level() {
       const { type } = await statfs(path)
       return destructionLevelOf(type, await mountOptionsOf(path))

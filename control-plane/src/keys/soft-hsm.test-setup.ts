@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs'
 import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
-import type { Pkcs11Place } from './pkcs11-store.ts'
+import type { Pkcs11Place } from './epoch-keys-place.ts'
 
 const library = [
   '/usr/lib/softhsm/libsofthsm2.so',

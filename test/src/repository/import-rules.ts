@@ -241,7 +241,12 @@ const rows: Row[] = [
     ['hono'],
     'a sweep compares every place with every row',
   ),
-  feature('keys', ['audit'], ['pkcs11js'], 'keys are wrapped and destroyed without knowing why'),
+  feature(
+    'keys',
+    ['audit'],
+    ['pkcs11js', 'koffi'],
+    'keys are wrapped and destroyed without knowing why',
+  ),
   feature('storage', ['audit'], ['@aws-sdk/*', 'undici'], 'a store keeps bytes and knows no job'),
   feature(
     'deletion',
@@ -294,6 +299,17 @@ const exclusives: { target: string[]; onlyIn: string[]; because: string }[] = [
     target: ['@aws-sdk/*'],
     onlyIn: ['control-plane/src/storage/*.ts', 'test/src/**/*.ts'],
     because: 'only the storage feature speaks S3: agents move bytes through grants',
+  },
+  {
+    target: ['control-plane/src/keys/{pkcs11-store,open-epoch-keys,key-holder}.ts'],
+    onlyIn: [
+      'control-plane/src/keys/{key-process,token-process,open-epoch-keys}.ts',
+      'control-plane/src/**/*.test.ts',
+      'control-plane/src/**/*.test-*.ts',
+      'test/src/**/*.ts',
+    ],
+    because:
+      'keys are opened, and HSMs spoken to, in children: what hangs or leaks there ends there',
   },
   {
     target: ['control-plane/src/**/routes.ts'],
