@@ -23,83 +23,83 @@ def fits($t): . as $v | $t | if type == "object" then ($v | type) == "object" an
   | $v | test("\\A(" + $re + ")\\z") end;
 def id: "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"; def sha: "[0-9a-f]{64}";
 def own: ["object-store", "object-replica", "job-key", "result-blob"];
-def holder: {kind: "capture-spool|gpu-lease|object-(store|replica)|job-key|result-blob", id: "\(id)|\(sha)", "place?":
-  "[a-z0-9][a-z0-9-]{0,31}"}; def envelope: {payload: "b6489478490", payloadType: ("application/vnd\\.sluice\\.(receipt|result|" +
+def holder: {kind: "capture-spool|gpu-lease|object-(store|replica)|job-key|result-blob", id: "\(id)|\(sha)", "place?": "[a-z0-9][a-z0-9-]{0,31}"};
+def envelope: {payload: "b6489478490", payloadType: ("application/vnd\\.sluice\\.(receipt|result|" +
   "deletion-certificate|purge-(receipt|certificate|report|bundle)|write-off)\\.v1\\+json"), signatures: [1, 1, {keyid: sha, sig: "b6488"}]};
 def each_is($t): split(" ") | map({key: ., value: $t}) | from_entries;
 def signer: {keyId: sha, publicKey: "b64128", holderId: "\(id)|\(sha)"} + ("notBeforeMs? notAfterMs? revokedAtMs?" | each_is("int"));
 def statement($about; $type; $predicate): fits({_type: "https://in-toto\\.io/Statement/v1", subject: [1, 1, {name: "\($about):\(id)",
   digest: {sha256: sha}}], predicateType: "urn:sluice:\($type):1", predicate: $predicate});
-def certificate: {level: "Purge|Clear|none", levelReason: "text500", exclusions: [6, 64, "text500"]} +
+def certificate: {level: "Purge|Clear|none", levelReason: "text500", exclusions: [8, 64, "text500"]} +
   ("intentAtMs keysUnusableAtMs keysUnrecoverableAtMs objectsAbsentAtMs" | each_is("int"));
-def job_shape: statement("job"; "deletion-certificate"; certificate + {jobId: id, site: "text128", leases: [0, 9e9, {leaseId: id, fence:
-  "int", nodeId: id}], holders: [3, 1024, {obligationId: id, holder: holder, "leaseId?": id, confirmedAtMs: "int", receiptSha256: sha}],
-  receipts: [3, 1024, envelope], signers: [1, 1024, signer]} + ("announcedAtMs issuedAtMs" | each_is("int"))) and all(.predicate.leases[];
-  .fence > 0);
+def job_shape: statement("job"; "deletion-certificate"; certificate + {jobId: id, site: "text128", leases: [0, 9e9, {leaseId: id, fence: "int", nodeId:
+  id}], holders: [3, 1024, {obligationId: id, holder: holder, "leaseId?": id, confirmedAtMs: "int", receiptSha256: sha}], receipts: [3, 1024, envelope],
+  signers: [1, 1024, signer]} + ("announcedAtMs issuedAtMs" | each_is("int"))) and all(.predicate.leases[]; .fence > 0);
 def scope_shape: {job: {jobId: id}, agent: {agentId: id}, site: {site: "text128"}, label: {key: "text64", value: "text64"}, store: {store:
   "directory|s3"}, time: {fromMs: "int", untilMs: "int"}, everything: {}};
-def purge_shape: statement("purge"; "purge-certificate"; certificate + {scope: ((.predicate.scope? | .kind?) as $kind | scope_shape | if
-  has("\($kind)") then .["\($kind)"] + {kind: "\($kind)"} else "int" end), site: "text128", "approvedBy?": id, includingHeld: "bool",
-  breakGlass: "bool", heldSkipped: {count: "int", jobIds: [0, 1000, id]}, agents: [0, 16384, {agentId: id, obligationId: id, everything:
-  "bool", orderSha256: sha, confirmedAtMs: "int", receiptSha256: sha}], receipts: [0, 16384, envelope], signers: [0, 16384, signer], jobs:
+def purge_shape: statement("purge"; "purge-certificate"; certificate + {scope: ((.predicate.scope? | .kind?) as $kind | scope_shape | if has("\($kind)")
+  then .["\($kind)"] + {kind: "\($kind)"} else "int" end), site: "text128", "approvedBy?": id, includingHeld: "bool", breakGlass: "bool", heldSkipped:
+  {count: "int", jobIds: [0, 1000, id]}, unasked: {count: "int", agentIds: [0, 1000, id]}, agents: [0, 16384, {agentId: id, obligationId: id,
+  everything: "bool", orderSha256: sha, confirmedAtMs: "int", receiptSha256: sha}], receipts: [0, 16384, envelope], signers: [0, 16384, signer], jobs:
   [0, 100000, {jobId: id, certificateSha256: sha}]} + ("requestedAtMs ordersDurableAtMs concludedAtMs jobsCount" | each_is("int")) +
-  ("reasonSha256 jobsSha256 certificatesSha256" | each_is(sha)) + ("purgeId requestedBy" | each_is(id))) and all(.predicate | .site,
-  (.scope | .site?, .key?, .value?); . != "") and (.predicate.scope | .kind != "time" or .fromMs < .untilMs); def disordered: . != sort;
+  ("reasonSha256 jobsSha256 certificatesSha256" | each_is(sha)) + ("purgeId requestedBy" | each_is(id))) and all(.predicate | .site, (.scope | .site?,
+  .key?, .value?); . != "") and (.predicate.scope | .kind != "time" or .fromMs < .untilMs); def disordered: . != sort;
 def twice: length != (unique | length);
-def unlisted: no(["copies made outside the system, such as screenshots or results derived from the media",
-  "the source file and the disk it was captured on", "results delivered to the capture host",
-  "memory of graphics processors and other devices", "snapshots or migrations by a hypervisor",
+def unlisted: no(["copies made outside the system, such as screenshots or results derived from the media", "results delivered to the capture host",
+  "the source file and the disk it was captured on", "memory of graphics processors and other devices", "snapshots or migrations by a hypervisor",
+  "backups and disk images made by others; this version makes no backups and keeps no caches", (.unasked.count // 0 | select(. > 0) |
+  "what lies on the revoked hosts it names as unasked; the keys of what they never announced are gone"),
+  "copies of the database that upgrades leave; in them the keys are wrapped by destroyed epoch keys",
   "pages freed by the operating system that were not overwritten yet"] - .exclusions != []; "incomplete: an exclusion is missing");
 def at(of): to_entries | reverse | map({key: (.value | of), value: .key}) | from_entries;
 def signers($holders): (.signers | at(.holderId) as $names | at(.keyId) as $keys | range(length) as $i | .[$i] as $s | no(($s.publicKey |
   startswith("MCowBQYDK2VwAyEA") and length == 60 | not) or $ids[$i] != $s.keyId or $names[$s.holderId] != $i or $keys[$s.keyId] != $i;
   "invalid: a signer twice, or under a wrong id"), no(($s.holderId == $ENV.trusted) != ($s.keyId == $ENV.trusted);
-  "untrusted: a signer uses the name of another"), ([$s.notBeforeMs, $s.notAfterMs] as [$from, $until] | no(if $s.keyId == $ENV.trusted then
-  [$from, $until, $s.revokedAtMs] != [null, null, null] else $from == null or $until == null or $until <= $from end;
-  "invalid: a signer without a time, or the evidence key with one"))), no([.signers[].holderId] - $holders != [];
-  "invalid: a signer holds nothing");
-def judge_job: .subject[0].name as $name | .predicate | . as $p | .holders as $held | no($name != "job:" + .jobId or ([.announcedAtMs,
-  .intentAtMs, .keysUnusableAtMs, .keysUnrecoverableAtMs, .issuedAtMs] | disordered) or ([.intentAtMs, .objectsAbsentAtMs, .issuedAtMs] |
-  disordered) or any($held[]; [$p.announcedAtMs, .confirmedAtMs, $p.issuedAtMs] | disordered); "invalid: two jobs, or times in disorder"),
-  unlisted, signers([$held[].holder.id]), no(any([$held[].obligationId], [.leases[].leaseId], [.leases[].fence]; twice);
-  "invalid: something is listed twice"), no(["capture-spool", "object-store", "job-key"] - [$held[].holder.kind] != [];
-  "incomplete: a holder is missing"), no([.leases[].leaseId] - [$held[].leaseId] != []; "incomplete: a lease was never confirmed"),
-  no([$held[] | .leaseId // "\(.holder.kind) \(.holder.place)"] | twice; "invalid: a holder is listed twice"), ($held[] | .leaseId as
-  $lease | .holder as {$kind, $place} | no((own - [$kind] != own) != (.holder.id == $ENV.trusted); "untrusted: a holder is spoken for by another"),
-  no(($kind == "object-replica") != ($place != null) or ($kind == "gpu-lease") != ($lease != null) or ($lease != null and [$p.leases[] |
-  select(.leaseId == $lease) | .nodeId] != [.holder.id]); "invalid: a lease or a place and its holder do not fit"));
+  "untrusted: a signer uses the name of another"), ([$s.notBeforeMs, $s.notAfterMs] as [$from, $until] | no(if $s.keyId == $ENV.trusted then [$from,
+  $until, $s.revokedAtMs] != [null, null, null] else $from == null or $until == null or $until <= $from end;
+  "invalid: a signer without a time, or the evidence key with one"))), no([.signers[].holderId] - $holders != []; "invalid: a signer holds nothing");
+def judge_job: .subject[0].name as $name | .predicate | . as $p | .holders as $held | no($name != "job:" + .jobId or ([.announcedAtMs, .intentAtMs,
+  .keysUnusableAtMs, .keysUnrecoverableAtMs, .issuedAtMs] | disordered) or ([.intentAtMs, .objectsAbsentAtMs, .issuedAtMs] | disordered) or any($held[];
+  [$p.announcedAtMs, .confirmedAtMs, $p.issuedAtMs] | disordered); "invalid: two jobs, or times in disorder"), unlisted, signers([$held[].holder.id]),
+  no(any([$held[].obligationId], [.leases[].leaseId], [.leases[].fence]; twice); "invalid: something is listed twice"), no(["capture-spool",
+  "object-store", "job-key"] - [$held[].holder.kind] != []; "incomplete: a holder is missing"), no([.leases[].leaseId] - [$held[].leaseId] != [];
+  "incomplete: a lease was never confirmed"), no([$held[] | .leaseId // "\(.holder.kind) \(.holder.place)"] | twice;
+  "invalid: a holder is listed twice"), ($held[] | .leaseId as $lease | .holder as {$kind, $place} | no((own - [$kind] != own) != (.holder.id ==
+  $ENV.trusted); "untrusted: a holder is spoken for by another"), no(($kind == "object-replica") != ($place != null) or ($kind == "gpu-lease") !=
+  ($lease != null) or ($lease != null and [$p.leases[] | select(.leaseId == $lease) | .nodeId] != [.holder.id]);
+  "invalid: a lease or a place and its holder do not fit"));
 def judge_purge: .subject[0] as $about | .predicate | . as $p | no($about != {name: "purge:\(.purgeId)", digest: {sha256: $ENV.scopeSha256}} or
-  .approvedBy == .requestedBy or ([.requestedAtMs, .intentAtMs, .keysUnusableAtMs, .keysUnrecoverableAtMs, .concludedAtMs] | disordered)
-  or any(.ordersDurableAtMs, .objectsAbsentAtMs, .agents[].confirmedAtMs; [$p.intentAtMs, ., $p.concludedAtMs] | disordered);
+  .approvedBy == .requestedBy or ([.requestedAtMs, .intentAtMs, .keysUnusableAtMs, .keysUnrecoverableAtMs, .concludedAtMs] | disordered) or
+  any(.ordersDurableAtMs, .objectsAbsentAtMs, .agents[].confirmedAtMs; [$p.intentAtMs, ., $p.concludedAtMs] | disordered);
   "invalid: another purge, one person alone, or times in disorder"), no(.includingHeld and .approvedBy == null;
-  "incomplete: held jobs take a second person"), no(.includingHeld and .heldSkipped.count > 0;
-  "invalid: held jobs are both skipped and included"), no((.heldSkipped.jobIds | length) != ([.heldSkipped.count, 1000] | min);
-  "incomplete: held jobs are not named"), unlisted, (if .jobsCount > 100000 and .jobs == [] then empty else no((.jobs | length) !=
-  .jobsCount; "incomplete: a job has no certificate"), no(([.jobs[].jobId] | . != unique) or $ENV.jobsSha256 != .jobsSha256 or $ENV.certificatesSha256 !=
-  .certificatesSha256; "invalid: its jobs are not those it names") end), signers([.agents[].agentId]), no([.agents[].obligationId] |
-  twice; "invalid: an obligation is listed twice");
+  "incomplete: held jobs take a second person"), no(.includingHeld and .heldSkipped.count > 0; "invalid: held jobs are both skipped and included"),
+  no((.heldSkipped.jobIds | length) != ([.heldSkipped.count, 1000] | min); "incomplete: held jobs are not named"), (.unasked | .agentIds as $ids |
+  no(($ids | length) != ([.count, 1000] | min); "incomplete: hosts are not named"), no(($ids | twice) or any($p.agents[].agentId; [.] - $ids == []);
+  "invalid: an unasked host twice, or asked")), unlisted, (if .jobsCount > 100000 and .jobs == [] then empty else no((.jobs | length) != .jobsCount;
+  "incomplete: a job has no certificate"), no(([.jobs[].jobId] | . != unique) or $ENV.jobsSha256 != .jobsSha256 or $ENV.certificatesSha256 !=
+  .certificatesSha256; "invalid: its jobs are not those it names") end), signers([.agents[].agentId]), no([.agents[].obligationId] | twice;
+  "invalid: an obligation is listed twice");
 def receipt_shape: ({obligationId: id, checked: [1, 16, "text128"], startedAtMs: "int", wipedAtMs: "int"}) as $both | if .predicateType ==
-  "urn:sluice:receipt:1" then statement("job"; "receipt"; $both + {jobId: id, holder: holder, "leaseId?": id, "fence?": "int",
-  "isolation?": "bubblewrap|none", method: "text99", "memoryLevel?": "no-swap|tmpfs-noswap|cgroup-swap-max-0|ramfs|swap-allowed"}) else
-  statement("purge"; "purge-receipt"; $both + {purgeId: id, agentId: id, everything: "bool"} +
-  ("spoolsWiped draftsWiped leasesEnded resultsWiped" | each_is("int"))) end;
-def receipts: .predicate as $p | ($p.holders // $p.agents) as $all | ($p.signers | map({key: .holderId, value: .}) | from_entries) as $by |
-  range($all | length) as $i | $all[$i] as $h | $by[$h.agentId // $h.holder.id] as $s | $p.receipts[$i] as $one | [first(no($one == null;
-  "incomplete: a holder has no receipt"), no($s == null; "incomplete: the signer of a receipt is not listed"), no($h.confirmedAtMs <
-  ($s.notBeforeMs // 0) or $h.confirmedAtMs >= ($s.notAfterMs // 9e99) or $h.confirmedAtMs >= ($s.revokedAtMs // 9e99);
-  "untrusted: a signer was expired or revoked"), no($one.payloadType != $ENV.type; "invalid: a receipt is none"), "ok"), $h.receiptSha256,
-  $s.publicKey, $s.keyId, ($one | .signatures[0] | .keyid, .sig), $one.payload] | join("|");
-def wanted: .subject[0].digest.sha256 as $header | .predicate as $p | ($p.leases // [] | map({key: .leaseId, value: .fence}) | from_entries)
-  as $fences | ($p.holders // $p.agents)[] | if .agentId then {purgeId: $p.purgeId, header: .orderSha256, agentId, obligationId, everything}
-  else {jobId: $p.jobId, $header, obligationId, holder, leaseId, fence: $fences["\(.leaseId)"]} end;
-def answers($want): .subject[0] as $about | .predicate | (. + {header: $about.digest.sha256}) as $said | .holder.kind as $kind | all($want
-  | to_entries[]; .value == $said[.key]) and .startedAtMs <= .wipedAtMs and $about.name == (if .jobId then "job:\(.jobId)" else
-  "purge:\(.purgeId)" end) and ($kind == null or .method == ({"capture-spool": "unlink", "gpu-lease": "process-exit", "job-key":
-  "epoch-roll"}[$kind] // "object-delete") or (.method == "never-held" and own - [$kind] == own));
-def conclusion: [wanted] as $wanted | first(no(any(range($said | length); . as $i | $said[$i] | (receipt_shape and answers($wanted[$i]))? // false
-  | not); "invalid: a receipt speaks for something else"), ($ENV.problem | select(. != "")), (.predicate | no((.receipts | length) != ($wanted |
-  length); "invalid: a receipt has no holder")), "verified: \(.subject[0].name), level \(.predicate.level), not claimed:\n" +
-  (.predicate.exclusions | map("- " + .) | join("\n")));
+  "urn:sluice:receipt:1" then statement("job"; "receipt"; $both + {jobId: id, holder: holder, "leaseId?": id, "fence?": "int", "isolation?":
+  "bubblewrap|none", method: "text99", "memoryLevel?": "no-swap|tmpfs-noswap|cgroup-swap-max-0|ramfs|swap-allowed"}) else statement("purge";
+  "purge-receipt"; $both + {purgeId: id, agentId: id, everything: "bool"} + ("spoolsWiped draftsWiped leasesEnded resultsWiped" | each_is("int"))) end;
+def receipts: .predicate as $p | ($p.holders // $p.agents) as $all | ($p.signers | map({key: .holderId, value: .}) | from_entries) as $by | range($all |
+  length) as $i | $all[$i] as $h | $by[$h.agentId // $h.holder.id] as $s | $p.receipts[$i] as $one | [first(no($one == null;
+  "incomplete: a holder has no receipt"), no($s == null; "incomplete: the signer of a receipt is not listed"), no($h.confirmedAtMs < ($s.notBeforeMs //
+  0) or $h.confirmedAtMs >= ($s.notAfterMs // 9e99) or $h.confirmedAtMs >= ($s.revokedAtMs // 9e99); "untrusted: a signer was expired or revoked"),
+  no($one.payloadType != $ENV.type; "invalid: a receipt is none"), "ok"), $h.receiptSha256, $s.publicKey, $s.keyId, ($one | .signatures[0] | .keyid,
+  .sig), $one.payload] | join("|");
+def wanted: .subject[0].digest.sha256 as $header | .predicate as $p | ($p.leases // [] | map({key: .leaseId, value: .fence}) | from_entries) as $fences
+  | ($p.holders // $p.agents)[] | if .agentId then {purgeId: $p.purgeId, header: .orderSha256, agentId, obligationId, everything} else {jobId: $p.jobId,
+  $header, obligationId, holder, leaseId, fence: $fences["\(.leaseId)"]} end;
+def answers($want): .subject[0] as $about | .predicate | (. + {header: $about.digest.sha256}) as $said | .holder.kind as $kind | all($want |
+  to_entries[]; .value == $said[.key]) and .startedAtMs <= .wipedAtMs and $about.name == (if .jobId then "job:\(.jobId)" else "purge:\(.purgeId)" end)
+  and ($kind == null or .method == ({"capture-spool": "unlink", "gpu-lease": "process-exit", "job-key": "epoch-roll"}[$kind] // "object-delete") or
+  (.method == "never-held" and own - [$kind] == own));
+def conclusion: [wanted] as $wanted | first(no(any(range($said | length); . as $i | $said[$i] | (receipt_shape and answers($wanted[$i]))? // false |
+  not); "invalid: a receipt speaks for something else"), ($ENV.problem | select(. != "")), (.predicate | no((.receipts | length) != ($wanted | length);
+  "invalid: a receipt has no holder")), "verified: \(.subject[0].name), level \(.predicate.level), not claimed:\n" + (.predicate.exclusions | map("- " +
+  .) | join("\n")));
 '
 export trusted='' type='' scopeSha256='' jobsSha256='' certificatesSha256='' problem='' # jq has them as $ENV.trusted …
 : >"$work/ids"; : >"$work/statements"; ask() { jq -rcS --slurpfile ids "$work/ids" --slurpfile said "$work/statements" "$lib $2" "$1" 2>/dev/null; }

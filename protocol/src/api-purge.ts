@@ -40,6 +40,9 @@ export const purgePreview = z.strictObject({
   heldSkippedCount: count,
   agents: z.array(purgeAgent).max(limits.pageItemsMax),
   agentsCount: count,
+  /** Revoked capture hosts of the scope without a job in it: nobody can order or ask them. */
+  unasked: z.array(agentId).max(limits.pageItemsMax),
+  unaskedCount: count,
   /** Leases that would end, with the instant beyond which their nodes have stopped by themselves. */
   leases: z
     .array(z.strictObject({ jobId, nodeId: agentId, overAtMs: instant, keyReleased: z.boolean() }))
@@ -99,6 +102,8 @@ export const purgeView = z.strictObject({
   jobs: count,
   heldSkipped: count,
   agents: count,
+  /** Revoked capture hosts of its scope that nobody could order or ask. */
+  unasked: count,
   leases: count,
   receiveKeys: count,
 })

@@ -18,6 +18,8 @@ export const exclusions = [
   'memory of graphics processors and other devices',
   'pages freed by the operating system that were not overwritten yet',
   'snapshots or migrations by a hypervisor',
+  'backups and disk images made by others; this version makes no backups and keeps no caches',
+  'copies of the database that upgrades leave; in them the keys are wrapped by destroyed epoch keys',
 ] as const
 
 /** NIST SP 800-88r1 level claimed for key destruction. `none`: the file system may keep old copies. */

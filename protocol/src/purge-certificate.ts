@@ -12,6 +12,10 @@ import { makePurgeStatement, purgeStatementOf } from './statement.ts'
 const instant = z.int().nonnegative()
 const count = z.int().nonnegative()
 
+/** What a purge excludes too when it could not ask every host; part of the signed bytes. */
+export const unaskedExclusion =
+  'what lies on the revoked hosts it names as unasked; the keys of what they never announced are gone'
+
 const purgeFacts = z.strictObject({
   purgeId,
   scope: purgeScope,
@@ -34,6 +38,14 @@ const purgeFacts = z.strictObject({
   heldSkipped: z.strictObject({
     count,
     jobIds: z.array(jobId).max(limits.purgeOpenListedMax),
+  }),
+  /**
+   * Revoked capture hosts of its scope that had no job in it. Nobody could order or ask them, and
+   * what they sealed and never announced is known to nobody; its receive keys were destroyed.
+   */
+  unasked: z.strictObject({
+    count,
+    agentIds: z.array(agentId).max(limits.purgeOpenListedMax),
   }),
   /** Each order to an agent that was confirmed, with the receipt that speaks for it. */
   agents: z

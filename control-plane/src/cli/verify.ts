@@ -111,15 +111,18 @@ function tellJob(summary: CertificateSummary, view: View): void {
 }
 
 function tellPurge(facts: PurgeCertificate | PurgeReport, view: View): void {
-  const { agents, receipts: _receipts, signers: _signers, exclusions, heldSkipped, ...rest } = facts
+  const { agents, receipts: _receipts, signers: _signers, exclusions, ...others } = facts
+  const { heldSkipped, unasked, ...rest } = others
   const { jobs: _jobs, open: _open, ...plain } = { jobs: undefined, open: undefined, ...rest }
-  sayFacts({ ...plain, heldSkipped: heldSkipped.count }, view)
+  sayFacts({ ...plain, heldSkipped: heldSkipped.count, unasked: unasked.count }, view)
   say('\nagents')
   sayList(agents, view, {
     AGENT: (item) => item.agentId,
     CONFIRMED: (item) => instant(item.confirmedAtMs, view),
     SCOPE: (item) => (item.everything ? 'everything' : 'what was named'),
   })
+  if (unasked.count > 0) say('\ncould not be asked: revoked before, with no job in the scope')
+  for (const id of unasked.agentIds) say(`- ${id}`)
   tellExclusions(exclusions)
 }
 

@@ -14,6 +14,7 @@ import {
   type PurgeCertificate,
   purgeCertificateOf,
   purgeReportOf,
+  unaskedExclusion,
 } from '@sluice/protocol/purge-certificate'
 import { dsseEnvelope, signStatement } from '@sluice/protocol/sealing/dsse'
 import {
@@ -237,7 +238,8 @@ async function factsOf(sql: Queries, purge: Begun) {
     agents,
     receipts: confirmed.map(({ receipt }) => dsseEnvelope.parse(JSON.parse(receipt.envelope))),
     signers: [...signers.values()].toSorted((left, right) => (left.keyId < right.keyId ? -1 : 1)),
-    exclusions: [...exclusions],
+    unasked: { count: purge.unasked, agentIds: purge.unaskedIds ?? [] },
+    exclusions: [...exclusions, ...(purge.unasked > 0 ? [unaskedExclusion] : [])],
   }
 }
 

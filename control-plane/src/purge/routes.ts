@@ -184,6 +184,8 @@ async function preview(
       connected: deps.isConnected(id),
     })),
     agentsCount: ahead.agents.length,
+    unasked: ahead.unasked.slice(0, shown),
+    unaskedCount: ahead.unasked.length,
     leases: ahead.leases.map(({ jobId, nodeId, deadlineAtMs, keyReleased }) => ({
       ...{ jobId, nodeId },
       overAtMs: deadlineAtMs + limits.leaseGraceMs,
@@ -224,10 +226,10 @@ async function detailOf(deps: PurgeRoutesDeps, sql: Queries, id: PurgeId): Promi
 /** A purge as the API shows it. */
 function viewOf(row: PurgeRow): PurgeView {
   const { id, scope, site, reason, state, requestedBy, requestedAtMs, breakGlass } = row
-  const { includingHeld, jobs, heldSkipped, agents, leases, receiveKeys } = row
+  const { includingHeld, jobs, heldSkipped, agents, unasked, leases, receiveKeys } = row
   return {
     ...{ id, scope, site, reason, state, requestedBy, requestedAtMs, breakGlass, includingHeld },
-    ...{ jobs, heldSkipped, agents, leases, receiveKeys },
+    ...{ jobs, heldSkipped, agents, unasked, leases, receiveKeys },
     ...presentFields({
       approvalId: row.approvalId,
       approvedBy: row.approvedBy,

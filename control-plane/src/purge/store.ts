@@ -177,6 +177,17 @@ function agentsWith(sql: Queries, within: Within, ids: SQL): ScopeAgent[] {
   )
 }
 
+/** Revoked capture hosts that the scope is about, and that have no job in it to be ordered for. */
+function unaskedHosts(sql: Queries, within: Within, ids: SQL): AgentId[] {
+  const rows = sql.all<{ id: AgentId }>(
+    raw`SELECT id FROM agents
+      WHERE role = 'capture' AND revoked_at_ms IS NOT NULL AND (${meant(within)})
+        AND id NOT IN (SELECT capture_agent_id FROM jobs WHERE id IN (${ids}))
+      ORDER BY id`,
+  )
+  return rows.map(({ id }) => id)
+}
+
 /**
  * Receive keys that die with a scope, those of revoked hosts too: nobody can order these to wipe
  * their drafts. Those supplied after a time range ended sealed nothing in it.
@@ -201,6 +212,7 @@ export function lookAhead(sql: Queries, within: Within, receiveKeys: boolean) {
     ),
     held: heldJobs(sql, within).map(({ jobId }) => jobId),
     agents: agentsWith(sql, within, ids),
+    unasked: unaskedHosts(sql, within, ids),
     leases: sql.all<{ jobId: JobId; nodeId: AgentId; deadlineAtMs: number; keyReleased: 0 | 1 }>(
       raw`SELECT job_id AS "jobId", node_id AS "nodeId", deadline_at_ms AS "deadlineAtMs", key_released_at_ms IS NOT NULL AS "keyReleased" ${leases} ORDER BY deadline_at_ms DESC LIMIT ${limits.pageItemsMax}`,
     ),
@@ -319,6 +331,8 @@ export type Hit = {
   heldSkipped: { jobId: JobId; agentId: AgentId }[]
   leasesOverAtMs: number | null
   agents: ScopeAgent[]
+  /** Revoked capture hosts of the scope that nobody can order. */
+  unasked: AgentId[]
 }
 
 /**
@@ -366,6 +380,7 @@ export function strike(
     heldSkipped: heldJobs(sql, within),
     leasesOverAtMs: over?.atMs == null ? null : over.atMs + limits.leaseGraceMs,
     agents: agentsWith(sql, within, ids),
+    unasked: unaskedHosts(sql, within, ids),
   }
 }
 

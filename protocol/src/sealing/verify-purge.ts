@@ -8,6 +8,7 @@ import {
   purgeCertificateStatement,
   type PurgeReport,
   purgeReportStatement,
+  unaskedExclusion,
 } from '../purge-certificate.ts'
 import { verifyStatement } from './dsse.ts'
 import { incomplete, invalid } from './evidence-problem.ts'
@@ -44,6 +45,7 @@ export function verifyPurgeCertificate(bytes: Uint8Array, trustedKey: KeyObject)
   checkSubject(subject[0]!, predicate)
   checkTimes(predicate)
   checkPersons(predicate)
+  checkUnasked(predicate)
   checkExclusions(predicate)
   checkJobs(predicate)
   checkReceipts(predicate, trustedKey)
@@ -68,6 +70,7 @@ export function verifyPurgeReport(bytes: Uint8Array, trustedKey: KeyObject): Pur
   for (const { confirmedAtMs } of predicate.agents)
     requireOrder([predicate.intentAtMs, confirmedAtMs, predicate.reportedAtMs])
   checkPersons(predicate)
+  checkUnasked(predicate)
   checkExclusions(predicate)
   checkReceipts(predicate, trustedKey)
   return predicate
@@ -109,6 +112,16 @@ function checkPersons({ requestedBy, approvedBy, includingHeld, heldSkipped }: F
   const { count, jobIds } = heldSkipped
   if (jobIds.length !== Math.min(count, limits.purgeOpenListedMax))
     throw incomplete('it does not name the held jobs it skipped')
+}
+
+function checkUnasked({ unasked: { count, agentIds }, agents, exclusions: named }: Facts): void {
+  if (agentIds.length !== Math.min(count, limits.purgeOpenListedMax))
+    throw incomplete('it does not name the hosts it could not ask')
+  requireDistinct(agentIds, 'a host is named twice')
+  if (agents.some(({ agentId }) => agentIds.includes(agentId)))
+    throw invalid('a host confirmed that it could not ask')
+  if (count > 0 && !named.includes(unaskedExclusion))
+    throw incomplete(`it does not exclude ${unaskedExclusion}`)
 }
 
 function checkExclusions(facts: Facts): void {

@@ -8,6 +8,7 @@ import {
   type PurgeCertificate,
   purgeCertificateOf,
   purgeReportOf,
+  unaskedExclusion,
 } from '@sluice/protocol/purge-certificate'
 import { purgeReceiptOf } from '@sluice/protocol/purge-receipt'
 import { type Receipt, receiptOf } from '@sluice/protocol/receipt'
@@ -224,7 +225,8 @@ export function purgeFacts(): PurgeCertificate {
     signers: [capture, node].map(signerOf),
     level: 'Clear',
     levelReason: 'overwritten in place',
-    exclusions: [...exclusions],
+    unasked: { count: 1, agentIds: [agentId.parse(id(0x2009))] },
+    exclusions: [...exclusions, unaskedExclusion],
   }
 }
 

@@ -350,6 +350,22 @@ export const purgeCases: Case[] = [
     facts.includingHeld = true
   }),
   changedPurge('held ones not named', incomplete, (facts) => void facts.heldSkipped.jobIds.pop()),
+  changedPurge('unasked hosts not named', incomplete, (facts) => void facts.unasked.agentIds.pop()),
+  changedPurge('unasked hosts not counted', incomplete, (facts) => void (facts.unasked.count = 0)),
+  changedPurge('unasked hosts twice', invalid, (facts) => {
+    facts.unasked = { count: 2, agentIds: [1, 2].map(() => facts.unasked.agentIds[0]!) }
+  }),
+  changedPurge('an unasked host that confirmed', invalid, (facts) => {
+    facts.unasked.agentIds = [facts.agents[0]!.agentId]
+  }),
+  changedPurge('unasked hosts not excluded', incomplete, (facts) => void facts.exclusions.pop()),
+  changedPurge('nobody unasked', 'verified', (facts) => {
+    facts.unasked = { count: 0, agentIds: [] }
+    facts.exclusions.pop()
+  }),
+  changedPurge('no word of unasked hosts', invalid, (facts) => {
+    delete (facts as Partial<typeof facts>).unasked
+  }),
   changedPurge('no exclusions', incomplete, (facts) => void facts.exclusions.fill('nothing')),
   changedPurge('concluded too early', invalid, (facts) => void (facts.concludedAtMs -= 21)),
   changedPurge('an unknown member', invalid, (facts) => void Object.assign(facts, { reason: 'x' })),
