@@ -211,12 +211,12 @@ async function writeWithRoom<T>(
   change: (tx: Transaction) => Promise<T>,
 ): Promise<T> {
   try {
-    return await deps.database.write(change)
+    return await deps.database.write(change, { urgent: true })
   } catch (error) {
     if (!isSluiceError(error, 'host.disk_full')) throw error
     const row = await deps.database.read((sql) => approvalById(sql, id))
     if (row?.operation.kind !== 'purge.begin' || !(await deps.reserve?.free())) throw error
-    return deps.database.write(change)
+    return deps.database.write(change, { urgent: true })
   }
 }
 

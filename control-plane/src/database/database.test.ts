@@ -86,6 +86,16 @@ describe('the database', () => {
     assert.deepEqual(order, ['begin a', 'end a', 'begin b', 'end b', 'begin c', 'end c'])
   })
 
+  it('lets what is urgent go before all that waits', async () => {
+    await using database = fresh()
+    const order: string[] = []
+    const one = (name: string, urgent: boolean) =>
+      database.write(async () => void order.push(name), { urgent })
+    const waiting = ['a', 'b'].map((name) => one(name, false))
+    await Promise.all([...waiting, one('ack', true), one('purge', true)])
+    assert.deepEqual(order, ['ack', 'purge', 'a', 'b'])
+  })
+
   it('shows a reader nothing of a write before it is committed', async () => {
     await using database = fresh()
     await database.write(async (transaction) => {

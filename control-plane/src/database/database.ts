@@ -31,9 +31,14 @@ export type Database = AsyncDisposable & {
    * way become durable together: each is undone alone when it throws, and none returns before all
    * are on the disk.
    *
+   * @param options.urgent It goes before all that is not and still waits: an emergency, and what is quick
+   *   and somebody waits for.
    * @throws SluiceError `host.disk_full` (`later`) when the disk is full or broken.
    */
-  write<T>(change: (transaction: Transaction) => Promise<T>): Promise<T>
+  write<T>(
+    change: (transaction: Transaction) => Promise<T>,
+    options?: { urgent: boolean },
+  ): Promise<T>
   readonly path: string
 }
 
@@ -56,6 +61,7 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
   let tail: Promise<unknown> = Promise.resolve()
   let failing = false
   let queue: Queued[] = []
+  let urgent: Queued[] = []
   let hurried = false
   const hurry = (): void => {
     hurried = true
@@ -107,13 +113,14 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
 
   /** Settles when what has come in over the network has been read; at once when nobody waits. */
   function allRead(): Promise<void> | undefined {
-    if (queue.length === 0) return undefined
+    if (queue.length + urgent.length === 0) return undefined
     return new Promise((resolve) => void afterReading(resolve))
   }
 
   async function writeQueued(): Promise<void> {
-    const group = queue.slice(0, groupChangesMax)
-    queue = queue.slice(groupChangesMax)
+    const group = (urgent.length > 0 ? urgent : queue).slice(0, groupChangesMax)
+    if (urgent.length > 0) urgent = urgent.slice(group.length)
+    else queue = queue.slice(group.length)
     if (group.length === 0) return
     try {
       await writeTogether(group)
@@ -130,9 +137,13 @@ export function openDatabase(path: string, watch?: DatabaseWatch): Database {
   return {
     path,
     read: (query) => query(reading),
-    write<T>(change: (transaction: Transaction) => Promise<T>): Promise<T> {
+    write<T>(
+      change: (transaction: Transaction) => Promise<T>,
+      options?: { urgent: boolean },
+    ): Promise<T> {
       const { promise, resolve, reject } = Promise.withResolvers<T>()
-      queue.push({ change, done: (value) => resolve(value as T), failed: reject })
+      const waiting = options?.urgent === true ? urgent : queue
+      waiting.push({ change, done: (value) => resolve(value as T), failed: reject })
       // Whoever comes first works off the others too; later turns find nothing left to do. A turn
       // begins once everything that had come in is read: frames come one by one, and a commit for
       // each of a fleet's would be an fsync each.

@@ -19,7 +19,7 @@ export function onDisk(database: Database): { disk: { full: boolean }; database:
     throw new Sqlite.SqliteError('database or disk is full', 'SQLITE_FULL')
   }
   // Thrown inside: the database itself translates it, as it does with SQLite's own.
-  const write: Database['write'] = (change) =>
-    database.write((tx) => (disk.full ? fail() : change(tx)))
+  const write: Database['write'] = (change, options) =>
+    database.write((tx) => (disk.full ? fail() : change(tx)), options)
   return { disk, database: { ...database, write } }
 }

@@ -540,8 +540,25 @@ export function rollOfPurge(
 // ---------------------------------------------------------------- receipts
 
 export async function addReceipt(tx: Transaction, receipt: ReceiptRow): Promise<void> {
-  await tx.sql.insert(receipts).values(receipt)
+  insertReceipt(tx.sql).run(receipt)
 }
+
+const insertReceipt = preparedOnce((sql) =>
+  sql
+    .insert(receipts)
+    .values({
+      obligationId: raw.placeholder('obligationId'),
+      jobId: raw.placeholder('jobId'),
+      envelope: raw.placeholder('envelope'),
+      payloadSha256: raw.placeholder('payloadSha256'),
+      signerKeyId: raw.placeholder('signerKeyId'),
+      signerPublicKey: raw.placeholder('signerPublicKey'),
+      signerNotBeforeMs: raw.placeholder('signerNotBeforeMs'),
+      signerNotAfterMs: raw.placeholder('signerNotAfterMs'),
+      receivedAtMs: raw.placeholder('receivedAtMs'),
+    })
+    .prepare(),
+)
 
 export async function receiptOfObligation(
   sql: Queries,

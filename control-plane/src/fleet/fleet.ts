@@ -218,15 +218,9 @@ export async function createFleet(deps: FleetDeps): Promise<Fleet> {
         }
       },
       async acknowledge(ack) {
-        await database.write((tx) =>
-          acknowledge(tx, {
-            agentId: agent.id,
-            seq: ack.seq,
-            commandId: ack.commandId,
-            problemCode: ack.problem?.code,
-            atMs: now(),
-          }),
-        )
+        const acked = { ...ack, agentId: agent.id, problemCode: ack.problem?.code, atMs: now() }
+        // Before the receipts that come with it: an order that arrived is not sent again.
+        await database.write((tx) => acknowledge(tx, acked), { urgent: true })
         if (waiting.has(link)) await sendCommands(link)
       },
       answer: (request, attachment) => answer(agent, request, attachment),

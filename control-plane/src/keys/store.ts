@@ -4,6 +4,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId, EpochId, JobId, ReceiveKeyId } from '@sluice/protocol/ids'
 import { appendAudit } from '../audit/store.ts'
 import type { Queries, Transaction } from '../database/database.ts'
+import { preparedOnce } from '../database/prepared.ts'
 import { epochs, jobKeys, receiveKeys } from '../database/schema.ts'
 import { type DestructionLevel, weakestOf } from './epoch-key-store.ts'
 import {
@@ -87,9 +88,18 @@ export async function changeEpoch(
 }
 
 async function takesKeys(sql: Queries, id: EpochId): Promise<boolean> {
-  const epoch = await sql.query.epochs.findFirst({ where: eq(epochs.id, id) })
+  const epoch = stateOfEpoch(sql).get({ id })
   return epoch?.state === 'current' || epoch?.state === 'rolling'
 }
+
+/** Asked for every key that is written. */
+const stateOfEpoch = preparedOnce((sql) =>
+  sql
+    .select({ state: epochs.state })
+    .from(epochs)
+    .where(eq(epochs.id, raw.placeholder('id')))
+    .prepare(),
+)
 
 async function requireTakesKeys(sql: Queries, id: EpochId): Promise<void> {
   if (await takesKeys(sql, id)) return

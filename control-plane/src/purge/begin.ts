@@ -94,7 +94,9 @@ export async function requestPurge(deps: PurgeDeps, request: PurgeRequest): Prom
     throw new SluiceError('request.invalid', 'held jobs always take two people', {
       hint: 'Leave out either --break-glass or --including-held.',
     })
-  return withRoom(deps, () => deps.database.write((tx) => take(deps, tx, request)))
+  return withRoom(deps, () =>
+    deps.database.write((tx) => take(deps, tx, request), { urgent: true }),
+  )
 }
 
 /** Runs work that writes; when the disk is full, again on the room of the reserve. */

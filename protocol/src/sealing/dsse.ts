@@ -37,10 +37,16 @@ export type DsseEnvelope = z.infer<typeof dsseEnvelope>
 
 /** SHA-256 of the key's SubjectPublicKeyInfo (RFC 5280), lower-case hex. */
 export function keyIdOf(publicKey: KeyObject): string {
-  return createHash('sha256')
-    .update(publicKey.export({ format: 'der', type: 'spki' }))
-    .digest('hex')
+  const known = keyIds.get(publicKey)
+  if (known !== undefined) return known
+  const spki = publicKey.export({ format: 'der', type: 'spki' })
+  const keyId = createHash('sha256').update(spki).digest('hex')
+  keyIds.set(publicKey, keyId)
+  return keyId
 }
+
+/** Writing a key out costs as much as a fifth of verifying with it (measured), and one is asked for its id often. */
+const keyIds = new WeakMap<KeyObject, string>()
 
 /** The exact bytes under a DSSE signature: `DSSEv1 SP len SP type SP len SP payload`. */
 export function preAuthEncoding(payloadType: PayloadType, payload: Uint8Array): Buffer {

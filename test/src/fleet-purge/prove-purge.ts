@@ -2,10 +2,10 @@
 
 import assert from 'node:assert/strict'
 import { createPublicKey } from 'node:crypto'
+import { once } from 'node:events'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { DatabaseSync } from 'node:sqlite'
-import { setTimeout as sleep } from 'node:timers/promises'
+import { Worker } from 'node:worker_threads'
 
 import { dataDirectoryAt } from '@sluice/control-plane/data-directory'
 import { publicName } from '@sluice/control-plane/deletion/evidence'
@@ -22,13 +22,13 @@ import { startFleet } from '../tools/fleet.ts'
 import type { Fleet } from '../tools/fleet.ts'
 import { makeSecurityPerson } from '../tools/people.ts'
 import { measureBroadcast } from './bare-broadcast.ts'
+import { epochMs, type Follow, type Followed } from './follow-purge.ts'
 import { startHolders } from './real-holders.ts'
 import { connectSimulated, enrolAgents, forEach, pemOf } from './simulated-agents.ts'
 import type { SimulatedAgent, SimulatedLink } from './simulated-agents.ts'
 
 /** Far beyond what is promised: what is late is shown by the table, and never fails a test. */
 const patienceMs = 300_000
-const lookMs = 10
 
 type Spread = { p50: number; p99: number; max: number }
 
@@ -157,7 +157,7 @@ async function speakAs(
 }
 
 /**
- * Reads the database from outside, as nothing but what is committed is seen there.
+ * Follows a purge in a thread of its own: this one is busy being the fleet.
  *
  * @param online How many agents are expected to answer now.
  * @returns Milliseconds after `begin` was called.
@@ -167,37 +167,25 @@ async function followPurge(
   online: number,
   begin: () => Promise<void>,
 ): Promise<Pick<PurgeFigures, 'durableMs' | 'ackMs' | 'signedMs'>> {
-  using database = new DatabaseSync(file, { readOnly: true })
-  const count = (query: string) => {
-    const statement = database.prepare(query)
-    return () => Number(statement.get()?.['n'])
+  const follower = new Worker(new URL('follow-purge.ts', import.meta.url), {
+    workerData: { file, online, patienceMs } satisfies Follow,
+  })
+  try {
+    // The first message says that it looks.
+    await once(follower, 'message')
+    const seen = once(follower, 'message')
+    const beganAtMs = epochMs()
+    await begin()
+    const [followed] = (await seen) as [Followed]
+    const passed = (instants: readonly number[]) => instants.map((instant) => instant - beganAtMs)
+    return {
+      durableMs: followed.durableAtMs - beganAtMs,
+      ackMs: spreadOf(passed(followed.ackedAtMs)),
+      signedMs: spreadOf(passed(followed.signedAtMs)),
+    }
+  } finally {
+    await follower.terminate()
   }
-  const orders = count(`SELECT count(*) AS n FROM purges WHERE state = 'running'`)
-  const acks = count(
-    `SELECT count(*) AS n FROM commands WHERE lane = 'emergency' AND acked_at_ms IS NOT NULL`,
-  )
-  const duties = count(
-    `SELECT count(*) AS n FROM obligations WHERE kind = 'purge.agent' AND state = 'done'`,
-  )
-  const ackedMs: number[] = []
-  const signedMs: number[] = []
-  const beganAt = performance.now()
-  const passedMs = (): number => performance.now() - beganAt
-  const begun = begin()
-  let durableMs: number | undefined
-  while (ackedMs.length < online || signedMs.length < online) {
-    assert.ok(passedMs() < patienceMs, `${ackedMs.length} acked, ${signedMs.length} signed`)
-    if (durableMs === undefined && orders() > 0) durableMs = passedMs()
-    for (const [seen, list] of [
-      [durableMs === undefined ? 0 : acks(), ackedMs],
-      [durableMs === undefined ? 0 : duties(), signedMs],
-    ] as const)
-      while (list.length < seen) list.push(passedMs())
-    await sleep(durableMs === undefined ? 1 : lookMs)
-  }
-  await begun
-  assert.ok(durableMs !== undefined)
-  return { durableMs, ackMs: spreadOf(ackedMs), signedMs: spreadOf(signedMs) }
 }
 
 /** @param sorted Milliseconds, rising. */
