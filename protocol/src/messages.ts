@@ -290,7 +290,8 @@ export const command = z.discriminatedUnion('type', [
   }),
   /**
    * On the lane `emergency`: end and wipe what is named, at once, and confirm with a purge receipt.
-   * The receipts of single jobs are ordered by `spool.delete` and `lease.end` as ever.
+   * The receipts of single jobs are ordered by `spool.delete` and `lease.end` as ever. On the lane
+   * `control` it names one spool that no job explains; `purgeId` is then the id of what was found.
    */
   z.strictObject({
     type: z.literal('purge'),

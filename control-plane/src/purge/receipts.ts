@@ -1,4 +1,7 @@
-/** Takes in purge receipts: each for exactly the order its agent was given. */
+/**
+ * Takes in purge receipts: each for exactly the order its agent was given, by a purge or to end an
+ * orphan.
+ */
 import { createHash, createPublicKey } from 'node:crypto'
 import { canonicalJson } from '@sluice/protocol/canonical'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
@@ -10,7 +13,13 @@ import { appendAudit } from '../audit/store.ts'
 import type { Transaction } from '../database/database.ts'
 import { type ReceiptParts, recordRefusal } from '../deletion/receipts.ts'
 import { signerNow } from '../deletion/signer.ts'
-import { addReceipt, markDone, obligationById, receiptOfObligation } from '../deletion/store.ts'
+import {
+  addReceipt,
+  bringSubjectForward,
+  markDone,
+  obligationById,
+  receiptOfObligation,
+} from '../deletion/store.ts'
 import { commandById } from '../fleet/store.ts'
 import { lookNow } from './store.ts'
 
@@ -45,7 +54,10 @@ async function accept(
   const atMs = parts.now()
   const signer = await signerNow(tx.sql, agentId, atMs)
   const duty = await obligationById(tx.sql, claimedObligation(envelope))
-  if (duty?.kind !== 'purge.agent' || duty.agentId !== agentId || duty.commandId === null)
+  const isOrphan = duty?.kind === 'orphan.delete'
+  if (!duty || (duty.kind !== 'purge.agent' && !isOrphan))
+    throw new SluiceError('request.not_found', 'this agent owes no such confirmation')
+  if (duty.agentId !== agentId || duty.commandId === null)
     throw new SluiceError('request.not_found', 'this agent owes no such confirmation')
   const order = (await commandById(tx.sql, duty.commandId))?.body
   if (order?.type !== 'purge')
@@ -54,6 +66,7 @@ async function accept(
   const receipt = verifyPurgeReceipt(envelope, {
     publicKey: key,
     agentId,
+    // That of the purge; an orphan's order has the id of what was found.
     purgeId: purgeId.parse(duty.subjectId),
     obligationId: duty.id,
     everything: order.everything,
@@ -74,7 +87,9 @@ async function accept(
     // A clock that was set back must not make a confirmation older than its order or its signer.
     receivedAtMs: Math.max(atMs, duty.createdAtMs, signer.notBeforeMs),
   })
-  await markDone(tx, duty.id, atMs)
+  // What ends an orphan looks at the receipt itself.
+  if (isOrphan) await bringSubjectForward(tx, { subjectId: duty.subjectId!, atMs }, parts.changes)
+  else await markDone(tx, duty.id, atMs)
   const { spoolsWiped, draftsWiped, leasesEnded, resultsWiped } = receipt
   await appendAudit(tx, {
     atMs,
@@ -83,13 +98,13 @@ async function accept(
     site: duty.site,
     agentId,
     detail: {
-      obligation: 'purge.agent',
+      obligation: duty.kind,
       obligationId: duty.id,
-      purgeId: receipt.purgeId,
+      ...(isOrphan ? { findingId: receipt.purgeId } : { purgeId: receipt.purgeId }),
       ...{ spoolsWiped, draftsWiped, leasesEnded, resultsWiped },
     },
   })
-  await lookNow(tx, receipt.purgeId, atMs, parts.changes)
+  if (!isOrphan) await lookNow(tx, receipt.purgeId, atMs, parts.changes)
 }
 
 /** Read before it is verified, only to find what it must be compared with. */

@@ -1,16 +1,30 @@
 /** Deletes what nobody knows of, once its quarantine is over, and believes only a second look. */
 import { SluiceError } from '@sluice/protocol/errors'
-import type { JobId, EpochId } from '@sluice/protocol/ids'
+import {
+  type AgentId,
+  type EpochId,
+  type FindingId,
+  type JobId,
+  purgeId,
+} from '@sluice/protocol/ids'
 import { isOver } from '@sluice/protocol/job'
+import type { Command } from '@sluice/protocol/messages'
 import { objectKey } from '@sluice/protocol/object-keys'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
-import type { Database } from '../database/database.ts'
+import type { Database, Transaction } from '../database/database.ts'
 import { spoolCommand } from '../deletion/intent.ts'
 import type { Outcome, SubjectWorker } from '../deletion/engine.ts'
 import type { Obligation } from '../deletion/rules.ts'
-import { deleteJobKey, jobById, markDone, obligationsOfJob } from '../deletion/store.ts'
-import { enqueueCommand, hasOpenCommand } from '../fleet/store.ts'
+import {
+  deleteJobKey,
+  jobById,
+  markDone,
+  obligationsOfJob,
+  receiptOfObligation,
+  setCommand,
+} from '../deletion/store.ts'
+import { enqueueCommand, hasOpenCommand, isOpenCommand } from '../fleet/store.ts'
 import type { EpochKeyStore } from '../keys/epoch-key-store.ts'
 import type { Keys } from '../keys/keys.ts'
 import { isAbsent, type ObjectStore, type Replicas } from '../storage/object-store.ts'
@@ -49,19 +63,19 @@ export function orphanWorker(deps: OrphanDeps): SubjectWorker {
       return 'settled'
     }
     const over = finding.endedAtMs !== null || finding.state === 'kept'
-    const end = over ? 'gone' : await remove(deps, finding)
+    const end = over ? 'gone' : await remove(deps, finding, obligation)
     if (end === 'waits') return { waitMs: deps.lookAgainMs }
     await settle(deps, { obligation, finding, end })
     return 'settled'
   }
 }
 
-async function remove(deps: OrphanDeps, finding: FindingRow): Promise<End> {
+async function remove(deps: OrphanDeps, finding: FindingRow, duty: Obligation): Promise<End> {
   const { kind } = finding
   if (kind === 'orphan.object') return removeObject(deps, finding)
   if (kind === 'orphan.upload') return removeUpload(deps, finding)
   if (kind === 'orphan.key') return removeKey(deps, finding)
-  if (kind === 'orphan.spool') return removeSpool(deps, finding)
+  if (kind === 'orphan.spool') return removeSpool(deps, finding, duty)
   // Reported only: there is nothing here that could be deleted.
   return 'gone'
 }
@@ -121,25 +135,63 @@ async function removeKey(deps: OrphanDeps, { subject }: FindingRow): Promise<End
   return 'deleted'
 }
 
-/** Asks the capture host again; its receipt for the job's own duty is as good the second time. */
-async function removeSpool(deps: OrphanDeps, { agentId, jobId }: FindingRow): Promise<End> {
-  const { database, changes, now } = deps
+/**
+ * Asks the capture host. For a job it owes to delete, by that order again: its receipt is as good the
+ * second time. For one that this database never knew as its job, by an order of its own, which names
+ * the job alone; the receipt of that ends it.
+ */
+async function removeSpool(
+  deps: OrphanDeps,
+  { id, agentId, jobId }: FindingRow,
+  duty: Obligation,
+): Promise<End> {
+  const { database } = deps
   if (agentId === null || jobId === null) return 'gone'
-  await database.write(async (tx) => {
+  return database.write(async (tx) => {
+    if (await receiptOfObligation(tx.sql, duty.id)) return 'deleted'
     const job = await jobById(tx.sql, jobId)
-    const owed = await obligationsOfJob(tx.sql, jobId)
+    const isIts = job?.captureAgentId === agentId
+    // It was announced after all.
+    if (isIts && !isOver(job.state)) return 'gone'
+    const owed = isIts ? await obligationsOfJob(tx.sql, jobId) : []
     const spool = owed.find((one) => one.kind === 'spool.delete')
-    if (job?.captureAgentId !== agentId || !isOver(job.state) || !spool) return
-    const open = await hasOpenCommand(
-      tx.sql,
-      agentId,
-      (command) => command.type === 'spool.delete' && command.jobId === jobId,
-    )
-    if (open) return
-    const command = spoolCommand(job, spool)
-    await enqueueCommand(tx, { agentId, lane: 'control', command, atMs: now() }, changes)
+    if (isIts && spool) await askForSpool(deps, tx, { agentId, command: spoolCommand(job, spool) })
+    else await orderAway(deps, tx, { findingId: id, agentId, jobId, duty })
+    return 'waits'
   })
-  return 'waits'
+}
+
+async function askForSpool(
+  { changes, now }: OrphanDeps,
+  tx: Transaction,
+  ask: { agentId: AgentId; command: ReturnType<typeof spoolCommand> },
+): Promise<void> {
+  const { agentId, command } = ask
+  const { jobId } = command
+  const open = await hasOpenCommand(
+    tx.sql,
+    agentId,
+    (other) => other.type === 'spool.delete' && other.jobId === jobId,
+  )
+  if (!open) await enqueueCommand(tx, { agentId, lane: 'control', command, atMs: now() }, changes)
+}
+
+async function orderAway(
+  { changes, now }: OrphanDeps,
+  tx: Transaction,
+  order: { findingId: FindingId; agentId: AgentId; jobId: JobId; duty: Obligation },
+): Promise<void> {
+  const { findingId, agentId, jobId, duty } = order
+  if (duty.commandId !== null && (await isOpenCommand(tx.sql, duty.commandId))) return
+  const command: Command = {
+    type: 'purge',
+    purgeId: purgeId.parse(findingId),
+    obligationId: duty.id,
+    everything: false,
+    jobIds: [jobId],
+  }
+  const asked = { agentId, lane: 'control', command, atMs: now() } as const
+  await setCommand(tx, duty.id, await enqueueCommand(tx, asked, changes))
 }
 
 async function settle(

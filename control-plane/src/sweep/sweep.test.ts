@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { randomBytes } from 'node:crypto'
+import { generateKeyPairSync, randomBytes } from 'node:crypto'
 import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -18,13 +18,25 @@ import {
 import type { JobState } from '@sluice/protocol/job'
 import { type ObjectKey, objectKeyFrom } from '@sluice/protocol/object-keys'
 import { newId } from '@sluice/protocol/process/new-id'
+import { ed25519Signer } from '@sluice/protocol/sealing/dsse'
 import type { AccessEnv } from '../access/rules.ts'
-import { alerts, auditEvents, jobKeys, jobs, leases, obligations } from '../database/schema.ts'
+import { eq } from '../database/drizzle.ts'
+import {
+  agents,
+  alerts,
+  auditEvents,
+  jobKeys,
+  jobs,
+  leases,
+  obligations,
+} from '../database/schema.ts'
 import { createObligationEngine } from '../deletion/engine.ts'
 import { addObligation } from '../deletion/store.ts'
 import { openEvidence } from '../deletion/evidence.ts'
 import { joined, testGround, testJobDeps } from '../doubles.ts'
 import { openCommands } from '../fleet/store.ts'
+import { acceptPurgeReceipt } from '../purge/receipts.ts'
+import { purgeReceiptBy } from '../purge/world.test-setup.ts'
 import { openDirectoryStore } from '../storage/directory-store.ts'
 import { loseFound } from './losses.ts'
 import { orphanWorker } from './orphans.ts'
@@ -117,7 +129,7 @@ async function makeWorld(t: TestContext) {
   })
 
   async function addJob(state: JobState, more: Partial<typeof jobs.$inferInsert> = {}) {
-    const id = newId(jobId, ground.now())
+    const id = more.id ?? newId(jobId, ground.now())
     const key = objectKeyFrom(randomBytes(16))
     await ground.database.write(async (tx) => {
       await tx.sql.insert(jobs).values({
@@ -445,6 +457,89 @@ describe('an inventory', () => {
         .map(({ body }) => (body as { jobId: string }).jobId),
       [over.id],
     )
+  })
+
+  it('orders a spool away that no job explains, and ends it with the receipt', async (t) => {
+    const world = await connectedWorld(t)
+    const { ground, capture } = world
+    const { privateKey, publicKey } = generateKeyPairSync('ed25519')
+    const host = { ...capture, signer: ed25519Signer(privateKey, publicKey) } as const
+    await ground.database.write(async ({ sql }) => {
+      await sql
+        .update(agents)
+        .set({
+          publicKey: publicKey.export({ format: 'der', type: 'spki' }),
+          publicKeyId: host.signer.keyId,
+          certificateExpiresAtMs: ground.now() + 1000 * hourMs,
+        })
+        .where(eq(agents.id, capture.id))
+    })
+    const old = newId(jobId, ground.now() - 15 * 24 * hourMs)
+    const strange = await joined(ground, 'capture')
+    const foreign = await world.addJob('stored', { storedAtMs: 1, captureAgentId: strange.id })
+    await world.addKey(foreign.id)
+    await world.putObject(foreign.key)
+    const young = newId(jobId, ground.now())
+    await page(world, capture, { spools: [old, young] })
+    assert.deepEqual(
+      (await world.findings()).map((found) => found.jobId),
+      [old],
+      'control: a young draft may still be announced',
+    )
+    const orders = async () =>
+      (await ground.database.read((sql) => openCommands(sql, capture.id)))
+        .map(({ body }) => body)
+        .filter((body) => body.type === 'purge')
+    await world.workOff()
+    assert.deepEqual(await orders(), [], 'it rests in quarantine first')
+    ground.clock.nowMs += 73 * hourMs
+    await world.workOff()
+    await world.workOff()
+    const [order, ...more] = await orders()
+    assert(order)
+    assert.deepEqual(more, [], 'asked once')
+    assert.deepEqual([order.everything, order.jobIds], [false, [old]])
+    const duty = async () =>
+      (await ground.database.read((sql) => sql.select().from(obligations))).find(
+        ({ id }) => id === order.obligationId,
+      )
+    assert.deepEqual([(await duty())?.state, (await duty())?.agentId], ['due', capture.id])
+
+    const receipt = purgeReceiptBy(host, order, ground.now())
+    await assert.rejects(acceptPurgeReceipt(ground, strange.id, receipt))
+    const other = { ...order, jobIds: [young] }
+    await assert.rejects(
+      acceptPurgeReceipt(ground, capture.id, purgeReceiptBy(host, other, ground.now())),
+      { code: 'evidence.invalid' },
+    )
+    await world.workOff()
+    assert.equal((await world.findings()).length, 1, 'nobody has confirmed it yet')
+    await acceptPurgeReceipt(ground, capture.id, receipt)
+    await world.workOff()
+    assert.deepEqual(await world.findings(), [])
+    assert.equal((await duty())?.state, 'done')
+    const told = await ground.database.read((sql) => sql.select().from(auditEvents))
+    assert.deepEqual(
+      told.filter(({ type }) => type === 'orphan.deleted').map(({ detail }) => detail['subject']),
+      [`${capture.id} ${old}`],
+    )
+    assert.equal(await world.stateOf(foreign.id), 'stored')
+  })
+
+  it('leaves a draft alone that was announced during its quarantine', async (t) => {
+    const world = await connectedWorld(t)
+    const old = newId(jobId, world.ground.now() - 15 * 24 * hourMs)
+    await page(world, world.capture, { spools: [old] })
+    assert.deepEqual(await world.kindsFound(), ['orphan.spool'])
+    await world.addJob('announced', { id: old })
+    world.ground.clock.nowMs += 73 * hourMs
+    await world.workOff()
+    const open = await world.ground.database.read((sql) => openCommands(sql, world.capture.id))
+    assert.deepEqual(
+      open.filter(({ body }) => body.type === 'purge'),
+      [],
+    )
+    assert.deepEqual(await world.findings(), [])
   })
 
   it('shows that the only copy is gone', async (t) => {

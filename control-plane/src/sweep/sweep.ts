@@ -312,7 +312,9 @@ async function answerFor(
       atMs,
       graceUntilMs: rests ? graceUntilMs : null,
     })
-    if (rests && fresh) await quarantine(tx, deps, { ...finding, graceUntilMs }, run.actor)
+    if (!rests || !fresh) return
+    const host = difference.kind === 'orphan.spool' ? difference.agentId : undefined
+    await quarantine(tx, deps, { ...finding, graceUntilMs, host }, run.actor)
   })
   if (!run.dryRun && difference.kind.startsWith('missing.')) await deps.lose(difference)
 }
@@ -320,16 +322,24 @@ async function answerFor(
 async function quarantine(
   tx: Transaction,
   deps: SweepDeps,
-  finding: { id: string; kind: SweepFindingKind; subject: string; graceUntilMs: number },
+  finding: {
+    id: string
+    kind: SweepFindingKind
+    subject: string
+    graceUntilMs: number
+    /** Who alone can delete it. */
+    host: AgentId | undefined
+  },
   actor: Actor,
 ): Promise<void> {
   const atMs = deps.now()
-  const { id, kind, subject, graceUntilMs } = finding
+  const { id, kind, subject, graceUntilMs, host } = finding
   await addObligation(
     tx,
     {
       kind: 'orphan.delete',
       subjectId: id,
+      ...(host === undefined ? {} : { agentId: host }),
       site: '*',
       state: 'due',
       atMs,
