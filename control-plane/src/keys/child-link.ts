@@ -32,14 +32,14 @@ type Waiting = {
  * Waits until a child says that it is ready.
  *
  * @param options.name What it is called in errors.
- * @param options.timeoutMs For its start and for each request; longer, and it is killed.
+ * @param options.answerMs For each request; longer, and it is killed.
  * @throws SluiceError `keys.unavailable` when it does not come up, else what stopped its start.
  */
 export async function linkTo(
   child: ChildProcess,
-  options: { name: string; timeoutMs: number },
+  options: { name: string; answerMs: number },
 ): Promise<ChildLink> {
-  const { name, timeoutMs } = options
+  const { name, answerMs } = options
   const waiting = new Map<number, Waiting>()
   const exited = Promise.withResolvers<void>()
   let number = 0
@@ -59,7 +59,7 @@ export async function linkTo(
     waiting.clear()
   }
 
-  function answerTo(asked: number, what: string): Promise<unknown> {
+  function answerTo(asked: number, what: string, timeoutMs: number): Promise<unknown> {
     const { promise, resolve, reject } = Promise.withResolvers<unknown>()
     const timer = setTimeout(() => fail(unavailable(`did not ${what} in time`)), timeoutMs)
     waiting.set(asked, { resolve, reject, timer })
@@ -100,7 +100,7 @@ export async function linkTo(
         )
       number += 1
       const question: ChildQuestion = { number, operation, request }
-      const answer = answerTo(number, `answer ${operation}`)
+      const answer = answerTo(number, `answer ${operation}`, answerMs)
       child.send(question)
       return answer
     },
@@ -110,7 +110,7 @@ export async function linkTo(
     },
   }
   try {
-    await answerTo(0, 'start')
+    await answerTo(0, 'start', limits.requestTimeoutMs)
   } catch (error) {
     await link[Symbol.asyncDispose]()
     throw error

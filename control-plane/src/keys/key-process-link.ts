@@ -24,10 +24,10 @@ export async function startKeyProcess(options: {
   slotFile: string
   store?: EpochKeysPlace['store']
   pkcs11?: EpochKeysPlace['pkcs11']
-  /** For its start, and for one request; longer, and the process is ended. */
-  timeoutMs?: number
+  /** For one request; longer, and the process is ended. */
+  answerMs?: number
 }): Promise<KeyProcess> {
-  const { slotFile, store = 'file', pkcs11, timeoutMs = limits.requestTimeoutMs } = options
+  const { slotFile, store = 'file', pkcs11, answerMs = limits.requestTimeoutMs } = options
   const place: EpochKeysPlace = { slotFile, store, ...(pkcs11 === undefined ? {} : { pkcs11 }) }
   const child = fork(entry, [JSON.stringify(place)], {
     serialization: 'advanced',
@@ -35,7 +35,7 @@ export async function startKeyProcess(options: {
     execArgv: keyChildFlags,
     stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
   })
-  const link = await linkTo(child, { name: 'the key process', timeoutMs })
+  const link = await linkTo(child, { name: 'the key process', answerMs })
   const holder = Object.fromEntries(
     keyOperations.map((operation) => [
       operation,

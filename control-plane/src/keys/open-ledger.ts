@@ -12,16 +12,12 @@ import { openTokenLedger } from './token-process-link.ts'
 /**
  * Also overwrites torn slots of the file: for the process that owns it, at start.
  *
- * @param options.timeoutMs For one answer of the token.
  * @throws SluiceError `host.unsafe_file`, `keys.unavailable`.
  */
-export async function openLedger(
-  place: EpochKeysPlace,
-  options: { timeoutMs?: number } = {},
-): Promise<EpochKeyLedger> {
+export async function openLedger(place: EpochKeysPlace): Promise<EpochKeyLedger> {
   await using opening = new AsyncDisposableStack()
   const file = opening.use(await openSlotFile(place.slotFile, { overwriteTorn: true }))
-  const token = place.pkcs11 && opening.use(await openTokenLedger(place.pkcs11, options))
+  const token = place.pkcs11 && opening.use(await openTokenLedger(place.pkcs11))
   if (place.store === 'pkcs11' && !token)
     throw new SluiceError('keys.unavailable', 'keys.store is pkcs11 but no token is configured')
   const opened = opening.move()

@@ -35,12 +35,12 @@ export function libraryEnvironment(): Record<string, string> {
  * Opens a token, and after a failure opens it anew: libraries of HSMs that were away know nothing of
  * their return (SoftHSM, measured).
  *
- * @param options.timeoutMs For its start and for one answer; longer, and the child is killed.
+ * @param options.answerMs For one answer; longer, and the child is killed.
  * @throws SluiceError `keys.unavailable` when the token cannot be used.
  */
 export async function openTokenLedger(
   place: Pkcs11Place,
-  options: { timeoutMs?: number } = {},
+  options: { answerMs?: number } = {},
 ): Promise<EpochKeyLedger & { readonly pid: number | undefined }> {
   let link: ChildLink | undefined
   let tail: Promise<unknown> = Promise.resolve()
@@ -53,8 +53,8 @@ export async function openTokenLedger(
       execArgv: keyChildFlags,
       stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
     })
-    const timeoutMs = options.timeoutMs ?? limits.requestTimeoutMs
-    return linkTo(child, { name: 'the token process', timeoutMs })
+    const answerMs = options.answerMs ?? limits.requestTimeoutMs
+    return linkTo(child, { name: 'the token process', answerMs })
   }
 
   async function end(): Promise<void> {
