@@ -30,7 +30,15 @@ export const errorCodes = [
   'media.decoder_failed',
   'media.timeout',
   'media.changed',
+  'media.infected',
+  'media.name_mismatch',
   'sandbox.missing',
+  // scan
+  'scan.unavailable',
+  'scan.stale',
+  'scan.unsafe',
+  'scan.failed',
+  'scan.too_large',
   // spool, transfer
   'spool.no_receive_key',
   'spool.full',
@@ -48,6 +56,7 @@ export const errorCodes = [
   'store.insecure',
   'store.locked',
   'store.replicated',
+  'store.claimed',
   // jobs and leases
   'job.not_found',
   'job.wrong_state',

@@ -36,8 +36,29 @@ export const limits = {
   videoFileBytesMax: 20 * GiB,
   imagePixelsMax: 100_000_000,
   imageSidePixelsMax: 16_384,
+  /** Pages of a TIFF, each of which becomes a medium. */
+  imagePagesMax: 50,
+  /** Frames of an animation; a GIF of 5,000 held a decoder for half a minute. */
+  imageFramesMax: 500,
+  /** Pixels of all its frames or pages together. */
+  imagePixelsSumMax: 250_000_000,
+  /** Passes of a progressive JPEG, each of which decodes the whole picture. */
+  imageScansMax: 100,
+  /** One block of metadata when unpacked, such as a colour profile. */
+  imageMetadataBytesMax: 16 * MiB,
+  /** Items of a HEIF file: a picture of 100 megapixels in small tiles has some thousands. */
+  imageItemsMax: 20_000,
   videoFramePixelsMax: 36_000_000,
+  videoSidePixelsMax: 8192,
   videoDurationMsMax: 4 * hour,
+  /** Pictures of a film: 4 hours at 30 a second and some. */
+  videoFramesMax: 500_000,
+  /** Slow motion of telephones is 240 pictures a second. */
+  videoRateHzMax: 240,
+  /** All pictures of a film together: an hour and more of 8K, 32 hours of full HD at 4 a second. */
+  videoPixelsMax: 1e12,
+  /** Boxes within boxes: real films have fewer than ten levels. */
+  boxDepthMax: 32,
   audioDurationMsMax: 4 * hour,
   audioSampleRateHzMax: 192_000,
   audioChannelsMax: 8,
@@ -45,7 +66,12 @@ export const limits = {
   /** Normalised media up to this size wait for the archive in memory, larger ones in scratch. */
   mediumInMemoryBytesMax: 32 * MiB,
   decoderMemoryBytesMax: 2 * GiB,
-  imageDecodeMsMax: 30 * second,
+  imageDecodeMsBase: 10 * second,
+  /** Added for every megapixel that the header promises and the limits allow. */
+  imageDecodeMsPerMegapixel: 300,
+  imageDecoderMemoryBytesMax: 1 * GiB,
+  /** A decoder works for so many pictures at most: what it leaks or keeps ends with it. */
+  imagesPerDecoderMax: 250,
   /** Added to three times the duration of a film or sound. */
   avDecodeMsBase: 60 * second,
 
