@@ -11,6 +11,7 @@ import { renewCertificate } from './access/join.ts'
 import { type AccessDeps, accessRoutes, adminRoutes } from './access/routes.ts'
 import { hasPrincipal, principalExecutors } from './access/tokens.ts'
 import { deliverAlert } from './alerts/deliver.ts'
+import { takeInfection } from './alerts/infections.ts'
 import { alertRoutes } from './alerts/routes.ts'
 import { raiseAlert } from './alerts/store.ts'
 import { openWebhook } from './alerts/webhook.ts'
@@ -78,6 +79,7 @@ import { abortRevoked, revokeGrants } from './revocation/settle.ts'
 import { type CheckedStore, checkedStore, traitsOf } from './storage/checked-store.ts'
 import { type DirectoryStore, openDirectoryStore } from './storage/directory-store.ts'
 import type { ObjectStore } from './storage/object-store.ts'
+import { ownControlPlaneId } from './storage/store.ts'
 import { readS3Credentials } from './storage/s3-credentials.ts'
 import { loseFound } from './sweep/losses.ts'
 import { orphanWorker } from './sweep/orphans.ts'
@@ -189,10 +191,12 @@ async function start(options: StartOptions): Promise<ControlPlane> {
   const { objects } = opened
   started.use(opened.store)
   const notThere = (problem: SluiceError): void => events.workFailed('store', problem)
-  const store = await checkedStore(opened.store, notThere)
+  const id = await ownControlPlaneId(database, now())
+  const store = await checkedStore(opened.store, { id, mark: true }, notThere)
   const replicas = new Map<string, ObjectStore & CheckedStore>()
   for (const { name: place, store: copy } of await openReplicas(config.storage, now))
-    replicas.set(place, await checkedStore(started.use(copy), notThere))
+    // Its mark comes with everything else that is copied there.
+    replicas.set(place, await checkedStore(started.use(copy), { id, mark: false }, notThere))
   if (store.traits?.locks === true) events.storeLocks()
   for (const [place, { traits }] of replicas) if (traits?.locks === true) events.storeLocks(place)
 
@@ -214,6 +218,7 @@ async function start(options: StartOptions): Promise<ControlPlane> {
         ? acceptPurgeReceipt(jobDeps, agent.id, receipt)
         : acceptReceipt(jobDeps, agent.id, receipt),
     takeInventory: (agent, body) => sweeps.takeInventory(agent, body),
+    takeInfection: (agent, body) => takeInfection({ database, changes, now }, agent, body),
     takeAdoption: (agent, body) => takeAdoption(rotation, agent.id, body),
     renewCertificate: (agent, body) =>
       renewCertificate({ database, authority, now }, agent.id, Buffer.from(body.csr, 'base64')),

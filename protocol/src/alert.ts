@@ -10,6 +10,7 @@ export const alertTypes = [
   'job.exposed',
   'job.written-off',
   'sweep.problems',
+  'medium.infected',
   'audit-sink.failed',
   'approval.asked',
   'keys.unavailable',

@@ -20,6 +20,7 @@ export const revocationId = uuidV7.brand<'RevocationId'>()
 export const sweepId = uuidV7.brand<'SweepId'>()
 export const findingId = uuidV7.brand<'FindingId'>()
 export const alertId = uuidV7.brand<'AlertId'>()
+export const infectionId = uuidV7.brand<'InfectionId'>()
 export const controlPlaneId = uuidV7.brand<'ControlPlaneId'>()
 
 export type JobId = z.infer<typeof jobId>
@@ -39,4 +40,5 @@ export type RevocationId = z.infer<typeof revocationId>
 export type SweepId = z.infer<typeof sweepId>
 export type FindingId = z.infer<typeof findingId>
 export type AlertId = z.infer<typeof alertId>
+export type InfectionId = z.infer<typeof infectionId>
 export type ControlPlaneId = z.infer<typeof controlPlaneId>

@@ -16,7 +16,7 @@ export const mediumKind = z.enum(['image', 'video', 'audio'])
 export type MediumKind = z.infer<typeof mediumKind>
 
 /** An entry's name inside the archive: its number and the normalised format, never the source's name. */
-export const mediumName = z.string().regex(/^[0-9]{4,5}\.(?:jpg|png|webp|mp4|flac|wav)$/)
+export const mediumName = z.string().regex(/^[0-9]{4,5}\.(?:jpg|png|webp|mp4|flac|wav|m4a|wv)$/)
 
 /** How a decoder was kept from the rest of the host. */
 export const isolationLevel = z.enum(['bubblewrap', 'none'])
@@ -25,6 +25,11 @@ export type IsolationLevel = z.infer<typeof isolationLevel>
 /** Which table of `capture/profiles.ts` the media were normalised by. */
 export const gateProfile = z.enum(['analysis', 'faithful', 'compact'])
 export type GateProfile = z.infer<typeof gateProfile>
+
+export const scanMark = z.enum(['clean', 'unscanned'])
+
+/** What looks at media on a capture host; `quarantine` knows a content again by its hash. */
+export const scanEngine = z.enum(['clamd', 'yara', 'quarantine'])
 
 const count = z.int().nonnegative()
 
@@ -52,6 +57,11 @@ export const mediumEntry = z.strictObject({
   pageOf: mediumName.optional(),
   /** Only what could still be decoded of a damaged source; the rest is missing or grey. */
   partial: z.literal(true).optional(),
+  /**
+   * What the scanners of the capture host said: `unscanned` passed without a verdict, because its
+   * policy lets it. Absent where nothing is scanned.
+   */
+  scan: scanMark.optional(),
   /** High dynamic range of the source: mapped to the range of a screen, cut off at it, or kept. */
   hdr: z.enum(['tone-mapped', 'clipped', 'kept']).optional(),
   source: z.strictObject({

@@ -4,6 +4,7 @@ import { errorCodes } from './errors.ts'
 import {
   agentId,
   commandId,
+  infectionId,
   jobId,
   leaseId,
   obligationId,
@@ -14,7 +15,7 @@ import {
 } from './ids.ts'
 import { jobState, sourcePolicy } from './job.ts'
 import { limits } from './limits.ts'
-import { analyserName, isolationLevel, sha256Hex } from './manifest.ts'
+import { analyserName, isolationLevel, scanEngine, sha256Hex } from './manifest.ts'
 import { memoryLevel } from './receipt.ts'
 import { dsseEnvelope } from './sealing/dsse.ts'
 
@@ -36,6 +37,8 @@ export const sealedHeader = z.base64url().length(75)
 /** An X-Wing public key, 1216 bytes, base64url. Public keys may be text; nothing secret ever is. */
 export const kemPublicKey = z.base64url().length(1622)
 const requestId = z.uuidv7()
+/** Signatures and rules are named by others: one line of plain characters. */
+export const scanFinding = z.string().regex(/^[\w .:/@+-]{1,120}$/)
 
 export const lanes = ['emergency', 'control', 'work'] as const
 export const lane = z.enum(lanes)
@@ -220,6 +223,17 @@ export const requests = {
        */
       unnamed: z.int().nonnegative().optional(),
       last: z.boolean(),
+    }),
+    reply: z.strictObject({}),
+  },
+  /** A scanner of the capture host found something; the medium and its hash stay there. */
+  'medium.infected': {
+    body: z.strictObject({
+      infectionId,
+      engine: scanEngine,
+      /** Name of the signature or rule. */
+      finding: scanFinding,
+      foundAtMs: instant,
     }),
     reply: z.strictObject({}),
   },

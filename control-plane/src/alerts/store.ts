@@ -1,5 +1,5 @@
 /** Remembers what an administrator must hear; delivering it is owed from the moment it happened. */
-import { desc, eq, lt, and, inArray } from '../database/drizzle.ts'
+import { and, desc, eq, gt, inArray, lt } from '../database/drizzle.ts'
 import type { AlertType } from '@sluice/protocol/alert'
 import { type AlertId, alertId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
@@ -50,6 +50,18 @@ export async function alertById(sql: Queries, id: string): Promise<AlertRow | un
 
 export async function markDelivered(tx: Transaction, id: AlertId, atMs: number): Promise<void> {
   await tx.sql.update(alerts).set({ deliveredAtMs: atMs }).where(eq(alerts.id, id))
+}
+
+/** What was raised of one type on a site since then. */
+export async function alertsSince(
+  sql: Queries,
+  which: { type: AlertType; site: string; atMs: number },
+): Promise<AlertRow[]> {
+  const { type, site, atMs } = which
+  return sql
+    .select()
+    .from(alerts)
+    .where(and(gt(alerts.atMs, atMs), eq(alerts.type, type), eq(alerts.site, site)))
 }
 
 /**

@@ -27,6 +27,8 @@ export type OtherRequests = {
   ): Promise<RequestReply<'certificate.renew'>>
   /** Takes one page of what an agent found on its host, for a sweep. */
   takeInventory?(agent: LinkAgent, body: RequestBody<'inventory.report'>): Promise<void>
+  /** Tells an administrator of an infected medium on a capture host. */
+  takeInfection?(agent: LinkAgent, body: RequestBody<'medium.infected'>): Promise<void>
   /** Notes that an agent trusts the authorities of a rotation. */
   takeAdoption?(agent: LinkAgent, body: RequestBody<'authorities.adopted'>): Promise<void>
 }
@@ -156,6 +158,14 @@ const works: { readonly [T in RequestType]: Work<T> } = {
       if (!deps.takeInventory) throw unasked('inventory.report')
       await deps.takeInventory(agent, body)
       return plain<'inventory.report'>({})
+    },
+  },
+  'medium.infected': {
+    role: 'capture',
+    async answer(deps, agent, body) {
+      if (!deps.takeInfection) throw unasked('medium.infected')
+      await deps.takeInfection(agent, body)
+      return plain<'medium.infected'>({})
     },
   },
   'authorities.adopted': {
