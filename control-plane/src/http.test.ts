@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { createPublicKey, randomBytes, randomUUID, X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
-import { chmod, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises'
+import { chmod, cp, mkdtemp, readdir, readFile, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import tls from 'node:tls'
@@ -661,6 +661,32 @@ describe('data directory', () => {
       await running?.value[Symbol.asyncDispose]()
       await using again = await startControlPlane(folder)
       assert(again, 'the lock ends with its process')
+    } finally {
+      await rm(folder, { recursive: true })
+    }
+  })
+
+  it('goes on as a copy of the same control plane, and not on the objects of another', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'sluice-claimed-'))
+    const [first, second] = [join(folder, 'first'), join(folder, 'second')]
+    try {
+      {
+        await using one = await startControlPlane(first)
+        await using other = await startControlPlane(second)
+        assert(one && other)
+      }
+      const copy = join(folder, 'copy')
+      await cp(first, copy, { recursive: true, filter: (path) => !path.endsWith('.sock') })
+      {
+        await using restored = await startControlPlane(copy)
+        assert(restored, 'control: it is the same one')
+      }
+      await rm(join(first, 'objects'), { recursive: true })
+      await cp(join(second, 'objects'), join(first, 'objects'), { recursive: true })
+      await assert.rejects(startControlPlane(first), (error) => {
+        assert(isSluiceError(error, 'store.claimed'))
+        return /objects.* is that of control plane/.test(error.message)
+      })
     } finally {
       await rm(folder, { recursive: true })
     }

@@ -195,8 +195,7 @@ describe('an approval', () => {
       await refused(decide(id, other), 'approval.refused')
     assert.equal(await stateOf(id), 'open')
     assert.deepEqual(done, [])
-    const stranger = await person('owner', 'stranger')
-    await decide(id, stranger)
+    await decide(id, await person('owner', 'unrelated'))
     assert.deepEqual(done, [someJob], 'control: another person may')
   })
 

@@ -324,9 +324,9 @@ describe('two people', () => {
 
   it('are needed for many small purges too, by whoever is the same person, for a day', async () => {
     const cam = await world.enrol('capture')
-    const small = async (jobs: number, by: PrincipalId) => {
+    const small = async (size: number, by: PrincipalId) => {
       const site = await world.enrol('capture', { site: `s${Math.random()}` })
-      for (let made = 0; made < jobs; made += 1) await world.job({ by: site })
+      for (let made = 0; made < size; made += 1) await world.job({ by: site })
       const id = await purge({ kind: 'site', site: site.site }, { by })
       return { id, state: (await rowOf(id)).state }
     }

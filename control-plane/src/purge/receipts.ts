@@ -55,9 +55,8 @@ async function accept(
   const signer = await signerNow(tx.sql, agentId, atMs)
   const duty = await obligationById(tx.sql, claimedObligation(envelope))
   const isOrphan = duty?.kind === 'orphan.delete'
-  if (!duty || (duty.kind !== 'purge.agent' && !isOrphan))
-    throw new SluiceError('request.not_found', 'this agent owes no such confirmation')
-  if (duty.agentId !== agentId || duty.commandId === null)
+  const isOurs = isOrphan || duty?.kind === 'purge.agent'
+  if (!duty || !isOurs || duty.agentId !== agentId || duty.commandId === null)
     throw new SluiceError('request.not_found', 'this agent owes no such confirmation')
   const order = (await commandById(tx.sql, duty.commandId))?.body
   if (order?.type !== 'purge')

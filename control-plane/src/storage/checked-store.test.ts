@@ -4,7 +4,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it, type TestContext } from 'node:test'
 import { SluiceError } from '@sluice/protocol/errors'
+import { controlPlaneId } from '@sluice/protocol/ids'
 import { objectKeyFrom } from '@sluice/protocol/object-keys'
+import { newId } from '@sluice/protocol/process/new-id'
 import { checkedStore } from './checked-store.ts'
 import { openDirectoryStore } from './directory-store.ts'
 
@@ -26,6 +28,7 @@ async function storeWith(t: TestContext, answers: (SluiceError | 'ok')[]) {
   }
 }
 
+const owner = { id: newId(controlPlaneId, 1), mark: true }
 const away = new SluiceError('store.unreachable', 'no answer', { retry: 'later' })
 const insecure = new SluiceError('store.insecure', 'no TLS')
 
@@ -33,7 +36,7 @@ describe('a store that must be checked', () => {
   it('is refused at once for what will not pass by itself', async (t) => {
     const store = await storeWith(t, [insecure])
     await assert.rejects(
-      checkedStore(store, () => undefined),
+      checkedStore(store, owner, () => undefined),
       insecure,
     )
   })
@@ -41,7 +44,7 @@ describe('a store that must be checked', () => {
   it('may be away at start, and takes nothing until it was checked', async (t) => {
     const reported: SluiceError[] = []
     const store = await storeWith(t, [away, away, 'ok', insecure])
-    const checked = await checkedStore(store, (problem) => reported.push(problem))
+    const checked = await checkedStore(store, owner, (problem) => reported.push(problem))
     assert.deepEqual(reported, [away])
     assert.equal(checked.traits, undefined)
     await assert.rejects(checked.createUpload(key), away)
@@ -51,7 +54,25 @@ describe('a store that must be checked', () => {
   })
 
   it('that turns out to be unfit takes nothing', async (t) => {
-    const checked = await checkedStore(await storeWith(t, [away, insecure]), () => undefined)
+    const store = await storeWith(t, [away, insecure, insecure])
+    const checked = await checkedStore(store, owner, () => undefined)
     await assert.rejects(checked.createUpload(key), insecure)
+    await assert.rejects(checked.list(), insecure, 'and nothing in it is called an orphan')
+  })
+
+  it('is refused when it belongs to another control plane, also once it is back', async (t) => {
+    const other = { id: newId(controlPlaneId, 2), mark: true }
+    const store = await storeWith(t, ['ok', 'ok', away, 'ok', 'ok'])
+    await checkedStore(store, other, () => undefined)
+    const claimed = { code: 'store.claimed' }
+    await assert.rejects(
+      checkedStore(store, owner, () => undefined),
+      claimed,
+    )
+    const checked = await checkedStore(store, owner, () => undefined)
+    await assert.rejects(checked.createUpload(key), claimed)
+    await assert.rejects(checked.list(), claimed)
+    const its = await checkedStore(store, other, () => undefined)
+    assert.deepEqual(await its.list(), { entries: [] }, 'control: its owner uses it')
   })
 })

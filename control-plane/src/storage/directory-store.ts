@@ -1,15 +1,29 @@
 /** The embedded object store: a directory, with the same signed, expiring, single-object URLs as S3. */
 import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import { constants, createReadStream } from 'node:fs'
-import { mkdir, open, readdir, rename, rm, rmdir, stat, statfs, unlink } from 'node:fs/promises'
+import {
+  link,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  rmdir,
+  stat,
+  statfs,
+  unlink,
+  writeFile,
+} from 'node:fs/promises'
 import type { IncomingMessage, ServerResponse } from 'node:http'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { Transform } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import type { Grant } from '@sluice/protocol/messages'
 import { type ObjectKey, objectKey } from '@sluice/protocol/object-keys'
+import { claimBytesMax, claimKey, claimText, refuseForeign } from './claim.ts'
 import type { ObjectStore, StoredPart, StoreEntry, UploadRef } from './object-store.ts'
 
 export const objectsPath = '/v1/objects/'
@@ -236,6 +250,16 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
       return { versioned: false, locks: false }
     },
 
+    async claim({ id, mark }) {
+      const path = join(options.folder, claimKey)
+      if (mark && (await stat(path).catch(unlessMissing)) === undefined)
+        await writeOnce(path, claimText(id))
+      const facts = await stat(path).catch(unlessMissing)
+      if (facts === undefined) return
+      const isShort = facts.size <= claimBytesMax
+      refuseForeign(isShort ? await readFile(path, 'utf8') : '', id, path)
+    },
+
     async createUpload(key) {
       const storeUploadId = randomBytes(16).toString('hex')
       await mkdir(uploadFolder({ key, storeUploadId }), { mode: 0o700 })
@@ -387,11 +411,30 @@ export async function openDirectoryStore(options: DirectoryStoreOptions): Promis
   })
 }
 
+function unlessMissing(error: unknown): undefined {
+  if (!isMissing(error)) throw error
+}
+
+/** Durable before its name is there; what is there already stays. */
+async function writeOnce(path: string, text: string): Promise<void> {
+  const draft = `${path}.${randomBytes(8).toString('hex')}`
+  try {
+    await writeFile(draft, text, { mode: 0o600, flag: 'wx', flush: true })
+    await link(draft, path)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error
+  } finally {
+    await rm(draft, { force: true })
+  }
+  await syncFolder(dirname(path))
+}
+
 /** A disk that fails is a store that fails: whoever asked tries again, as with any other store. */
 function translatingErrors(store: DirectoryStore): DirectoryStore {
   return {
     ...store,
     check: () => translate(store.check()),
+    claim: (owner) => translate(store.claim(owner)),
     createUpload: (key) => translate(store.createUpload(key)),
     listParts: (upload) => translate(store.listParts(upload)),
     completeUpload: (upload, parts) => translate(store.completeUpload(upload, parts)),

@@ -1,4 +1,5 @@
 /** What Sluice needs of an object store; a directory and any S3 give the same answers. */
+import type { ControlPlaneId } from '@sluice/protocol/ids'
 import type { Grant } from '@sluice/protocol/messages'
 import type { ObjectKey } from '@sluice/protocol/object-keys'
 import type { SanitisationLevel } from '@sluice/protocol/certificate'
@@ -46,6 +47,14 @@ export type ObjectStore = AsyncDisposable & {
    * @throws SluiceError `store.insecure` for an endpoint without TLS.
    */
   check(): Promise<StoreTraits>
+
+  /**
+   * Looks whose store this is.
+   *
+   * @param owner.mark Marks it as the owner's own where it is nobody's.
+   * @throws SluiceError `store.claimed` when another control plane has marked it.
+   */
+  claim(owner: { id: ControlPlaneId; mark: boolean }): Promise<void>
 
   /** Opens a multipart upload. Its ledger row must be durable before this is called. */
   createUpload(key: ObjectKey): Promise<string>

@@ -1,4 +1,5 @@
 /** The object store on any S3 endpoint: multipart only, presigned parts and reads, everything looked at twice. */
+import { createHash } from 'node:crypto'
 import { Agent } from 'node:https'
 import {
   AbortMultipartUploadCommand,
@@ -17,6 +18,7 @@ import {
   ListObjectsV2Command,
   ListObjectVersionsCommand,
   ListPartsCommand,
+  PutObjectCommand,
   type ReplicationRule,
   S3Client,
   S3ServiceException,
@@ -28,6 +30,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import type { Grant } from '@sluice/protocol/messages'
 import type { ObjectKey } from '@sluice/protocol/object-keys'
+import { claimBytesMax, claimKey, claimText, refuseForeign } from './claim.ts'
 import { createGrantRole } from './grant-role.ts'
 import { createGrantCanaries, type S3Credentials } from './grant-canaries.ts'
 import type { ObjectStore, StoredPart, StoreEntry, UploadRef } from './object-store.ts'
@@ -227,6 +230,36 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
     }
   }
 
+  /** What marks the bucket as somebody's, in its first bytes; undefined where nothing does. */
+  async function readMark(): Promise<string | undefined> {
+    const head = new HeadObjectCommand({ Bucket: bucket, Key: claimKey })
+    const facts = await unlessGone(client.send(head))
+    if (facts === undefined) return undefined
+    if ((facts.ContentLength ?? 0) > claimBytesMax) return ''
+    const answer = await translate(
+      client.send(new GetObjectCommand({ Bucket: bucket, Key: claimKey })),
+    )
+    return (await answer.Body?.transformToString()) ?? ''
+  }
+
+  /** Of two that write it at the same moment, one does: the other finds it there. */
+  async function writeMark(text: string): Promise<void> {
+    const mark = {
+      ...{ Bucket: bucket, Key: claimKey, Body: text, ContentType: 'application/json' },
+      // Buckets that lock want it.
+      ContentMD5: createHash('md5').update(text).digest('base64'),
+    }
+    try {
+      await client.send(new PutObjectCommand({ ...mark, IfNoneMatch: '*' }))
+    } catch (error) {
+      const status = statusOf(error)
+      if (status === 409 || status === 412) return
+      // A store without conditional writes: what was written last is read by both.
+      if (status !== 501) throw toSluiceError(error)
+      await translate(client.send(new PutObjectCommand(mark)))
+    }
+  }
+
   async function openUploads(key: ObjectKey): Promise<UploadRef[]> {
     const found: UploadRef[] = []
     for await (const upload of uploadsFrom({ prefix: key }))
@@ -283,6 +316,16 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
         versioned: versioning.Status !== undefined,
         locks: await hasObjectLock(client, bucket),
       }
+    },
+
+    async claim({ id, mark }) {
+      const place = `object ${claimKey} of bucket ${bucket}`
+      const there = await readMark()
+      if (there !== undefined) return refuseForeign(there, id, place)
+      if (!mark) return undefined
+      await writeMark(claimText(id))
+      // Whoever else came at the same moment reads the same.
+      return refuseForeign((await readMark()) ?? '', id, place)
     },
 
     async createUpload(key) {

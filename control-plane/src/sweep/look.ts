@@ -7,6 +7,7 @@ import type { Changes } from '../changes.ts'
 import type { Database } from '../database/database.ts'
 import { enqueueCommand } from '../fleet/store.ts'
 import type { EpochKeyStore } from '../keys/epoch-key-store.ts'
+import { claimKey } from '../storage/claim.ts'
 import {
   type Difference,
   isOurs,
@@ -130,6 +131,7 @@ async function* entriesInOrder(
   do {
     const page = await list(after)
     for (const entry of page.entries) {
+      if (entry.key === claimKey) continue
       if (!isOurs(entry.key)) {
         add(counts, 'foreign')
         continue

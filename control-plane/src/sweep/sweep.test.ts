@@ -38,6 +38,8 @@ import { openCommands } from '../fleet/store.ts'
 import { acceptPurgeReceipt } from '../purge/receipts.ts'
 import { purgeReceiptBy } from '../purge/world.test-setup.ts'
 import { openDirectoryStore } from '../storage/directory-store.ts'
+import { claimKey } from '../storage/claim.ts'
+import { type Counts, lookAtStore } from './look.ts'
 import { loseFound } from './losses.ts'
 import { orphanWorker } from './orphans.ts'
 import { sweepRoutes } from './routes.ts'
@@ -406,6 +408,27 @@ describe('a sweep', () => {
     )
     await first
     await world.sweeps.idle()
+  })
+})
+
+describe('a look at a store', () => {
+  it('counts what is not ours, and neither that nor its own mark is an orphan', async (t) => {
+    const { ground } = await makeWorld(t)
+    const orphan = objectKeyFrom(randomBytes(16))
+    const entries = [orphan, 'notes.txt', claimKey].map((key) => ({
+      ...{ key, objects: 1, versions: 1, uploads: [] },
+    }))
+    const counts: Counts = {}
+    const told: string[] = []
+    await lookAtStore(
+      {
+        database: ground.database,
+        list: async () => ({ entries }),
+        isThere: async () => true,
+      },
+      { counts, tell: async ({ subject }) => void told.push(subject) },
+    )
+    assert.deepEqual([told, counts['foreign']], [[orphan], 1])
   })
 })
 

@@ -11,9 +11,11 @@ import {
   DeleteObjectCommand,
   ListObjectVersionsCommand,
   PutBucketVersioningCommand,
+  PutObjectLockConfigurationCommand,
   PutObjectCommand,
   UploadPartCommand,
 } from '@aws-sdk/client-s3'
+import { claimKey } from '@sluice/control-plane/storage/claim'
 import { createS3Store } from '@sluice/control-plane/storage/s3-store'
 import { openDirectoryStore } from '@sluice/control-plane/storage/directory-store'
 import {
@@ -22,8 +24,10 @@ import {
   type StoreEntry,
 } from '@sluice/control-plane/storage/object-store'
 import { isSluiceError } from '@sluice/protocol/errors'
+import { controlPlaneId } from '@sluice/protocol/ids'
 import type { Grant } from '@sluice/protocol/messages'
 import { type ObjectKey, objectKeyFrom } from '@sluice/protocol/object-keys'
+import { newId } from '@sluice/protocol/process/new-id'
 import { mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -146,6 +150,18 @@ function contract(name: string, skip: string | false, open: () => Promise<Subjec
       await subject.store.completeUpload(upload, parts)
       return { upload, parts, whole: Buffer.concat(bodies) }
     }
+
+    it('belongs to the control plane that marked it first, and to no other', async () => {
+      const { store } = subject
+      const [one, other] = [newId(controlPlaneId, 1), newId(controlPlaneId, 2)]
+      const claimed = { code: 'store.claimed' }
+      await store.claim({ id: other, mark: false })
+      await store.claim({ id: one, mark: true })
+      for (const mark of [true, false]) {
+        await store.claim({ id: one, mark })
+        await assert.rejects(store.claim({ id: other, mark }), claimed)
+      }
+    })
 
     it('passes its own check', async () => {
       await subject.store.check()
@@ -624,6 +640,62 @@ describe('S3 store alone', { skip: noS3 }, () => {
     assert.deepEqual(await traits('plain'), { versioned: false, locks: false })
     assert.deepEqual(await traits('versioned'), { versioned: true, locks: false })
     assert.deepEqual(await traits('locked'), { versioned: true, locks: true })
+  })
+
+  it('belongs to one of those that claim it at the same moment', async () => {
+    for (let round = 0; round < 5; round += 1) {
+      const bucket = `claimed${round}`
+      await s3.createBucket(bucket)
+      const ids = [1, 2, 3, 4].map((n) => newId(controlPlaneId, n))
+      const claims = await Promise.allSettled(
+        ids.map(async (id) => {
+          await using store = await open(bucket)
+          await store.claim({ id, mark: true })
+          return id
+        }),
+      )
+      const won = claims.flatMap((claim) => (claim.status === 'fulfilled' ? [claim.value] : []))
+      assert.equal(won.length, 1)
+      for (const claim of claims)
+        if (claim.status === 'rejected') assert(isSluiceError(claim.reason, 'store.claimed'))
+      await using store = await open(bucket)
+      for (const id of ids) {
+        const again = store.claim({ id, mark: true })
+        if (id === won[0]) await again
+        else await assert.rejects(again, { code: 'store.claimed' })
+      }
+    }
+  })
+
+  it('takes a mark of its own also where versions are kept or locked, and refuses one it cannot read', async () => {
+    await versionedBucket('marked')
+    await s3.client.send(
+      new CreateBucketCommand({ Bucket: 'kept', ObjectLockEnabledForBucket: true }),
+    )
+    await s3.client.send(
+      new PutObjectLockConfigurationCommand({
+        Bucket: 'kept',
+        ObjectLockConfiguration: {
+          ObjectLockEnabled: 'Enabled',
+          Rule: { DefaultRetention: { Mode: 'GOVERNANCE', Days: 1 } },
+        },
+      }),
+    )
+    const [one, other] = [newId(controlPlaneId, 1), newId(controlPlaneId, 2)]
+    for (const bucket of ['marked', 'kept']) {
+      await using store = await open(bucket)
+      await store.claim({ id: one, mark: true })
+      await assert.rejects(store.claim({ id: other, mark: true }), { code: 'store.claimed' })
+      // Who takes a store over removes the mark; what is left of it is a delete marker.
+      await s3.client.send(new DeleteObjectCommand({ Bucket: bucket, Key: claimKey }))
+      await store.claim({ id: other, mark: true })
+      await assert.rejects(store.claim({ id: one, mark: true }), { code: 'store.claimed' })
+    }
+    for (const Body of ['null', '{}', 'x'.repeat(100_000)]) {
+      await s3.client.send(new PutObjectCommand({ Bucket: 'marked', Key: claimKey, Body }))
+      await using store = await open('marked')
+      await assert.rejects(store.claim({ id: other, mark: true }), { code: 'store.claimed' })
+    }
   })
 
   it('deletes every version, marker and upload, and nothing of a neighbour', async () => {
