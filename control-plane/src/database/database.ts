@@ -11,7 +11,8 @@ import { isWriteFailure, writeFailure } from './write-failure.ts'
 
 const migrationsFolder = fileURLToPath(new URL('../../migrations', import.meta.url))
 
-export type Queries = BetterSQLite3Database<typeof schema>
+/** `$client` is for what is written by the thousand: there a query builder costs more than the writing. */
+export type Queries = BetterSQLite3Database<typeof schema> & { $client: Sqlite.Database }
 
 /** One atomic write. What must happen only once it is durable goes into `afterCommit`. */
 export type Transaction = {

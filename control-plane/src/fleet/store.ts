@@ -77,27 +77,29 @@ export function enqueueCommands(
   atMs: number,
   changes: Changes,
 ): void {
-  const counts = new Map<AgentId, number>()
-  for (const { agentId } of orders) counts.set(agentId, (counts.get(agentId) ?? 0) + 1)
-  const given = tx.sql.all<{ id: AgentId; lastSeq: number }>(
-    raw`UPDATE agents SET last_seq = last_seq + given.value FROM json_each(${JSON.stringify(Object.fromEntries(counts))}) AS given
-      WHERE agents.id = given.key RETURNING agents.id AS id, last_seq AS "lastSeq"`,
-  )
-  const next = new Map(given.map(({ id, lastSeq }) => [id, lastSeq - (counts.get(id) ?? 0)]))
-  const rows = orders.map((order) => {
-    const seq = (next.get(order.agentId) ?? 0) + 1
-    next.set(order.agentId, seq)
-    return [order.id, order.agentId, seq, order.lane, JSON.stringify(order.command)]
-  })
-  tx.sql.run(
-    raw`INSERT INTO commands (id, agent_id, seq, lane, body, created_at_ms)
-      SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, ${atMs}
-      FROM json_each(${JSON.stringify(rows)})`,
-  )
+  const nextSeq = takeSeq(tx.sql)
+  const insert = insertCommand(tx.sql)
+  for (const { id, agentId, lane, command } of orders)
+    insert.run(id, agentId, nextSeq.get(agentId) ?? 1, lane, JSON.stringify(command), atMs)
+  const told = new Set(orders.map(({ agentId }) => agentId))
   tx.afterCommit(() => {
-    for (const agentId of counts.keys()) changes.emit('command', agentId)
+    for (const agentId of told) changes.emit('command', agentId)
   })
 }
+
+const takeSeq = preparedOnce((sql) =>
+  sql.$client
+    .prepare<[AgentId], number>(
+      'UPDATE agents SET last_seq = last_seq + 1 WHERE id = ? RETURNING last_seq',
+    )
+    .pluck(),
+)
+
+const insertCommand = preparedOnce((sql) =>
+  sql.$client.prepare<[CommandId, AgentId, number, Lane, string, number]>(
+    'INSERT INTO commands (id, agent_id, seq, lane, body, created_at_ms) VALUES (?, ?, ?, ?, ?, ?)',
+  ),
+)
 
 /** Whether a command was given, and neither acknowledged nor withdrawn since. */
 export async function isOpenCommand(sql: Queries, id: CommandId): Promise<boolean> {

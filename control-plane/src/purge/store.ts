@@ -420,13 +420,20 @@ export function addAgentDuties(
   }[],
   due: { atMs: number; nextTryAtMs: number },
 ): void {
-  const rows = duties.map(({ id, agentId, site, commandId }) => [id, agentId, site, commandId])
-  tx.sql.run(
-    raw`INSERT INTO obligations (id, kind, subject_id, agent_id, site, command_id, state, next_try_at_ms, deadline_at_ms, created_at_ms)
-      SELECT value ->> 0, 'purge.agent', ${purgeId}, value ->> 1, value ->> 2, value ->> 3, 'due', ${due.nextTryAtMs}, ${due.atMs + limits.obligationOverdueMs}, ${due.atMs}
-      FROM json_each(${JSON.stringify(rows)})`,
-  )
+  const { atMs, nextTryAtMs } = due
+  const insert = insertAgentDuty(tx.sql)
+  for (const { id, agentId, site, commandId } of duties) {
+    const same = [nextTryAtMs, atMs + limits.obligationOverdueMs, atMs] as const
+    insert.run(id, purgeId, agentId, site, commandId, ...same)
+  }
 }
+
+const insertAgentDuty = preparedOnce((sql) =>
+  sql.$client.prepare<[ObligationId, PurgeId, AgentId, string, CommandId, number, number, number]>(
+    `INSERT INTO obligations (id, kind, subject_id, agent_id, site, command_id, state, next_try_at_ms, deadline_at_ms, created_at_ms)
+      VALUES (?, 'purge.agent', ?, ?, ?, ?, 'due', ?, ?, ?)`,
+  ),
+)
 
 // ---------------------------------------------------------------- orders for single jobs
 
