@@ -54,7 +54,7 @@ export type StoreKind = {
 }
 
 /** A control plane's keys over a real database and a real store. */
-type World = {
+export type World = {
   kind: StoreKind
   folder: string
   database: Database
@@ -91,7 +91,7 @@ export async function makeWorld(t: TestContext, kind: StoreKind): Promise<World>
   return world
 }
 
-async function openWorld(folder: string, kind: StoreKind): Promise<World> {
+export async function openWorld(folder: string, kind: StoreKind): Promise<World> {
   return {
     kind,
     folder,
@@ -143,7 +143,7 @@ export function makeKeys(world: World, changed: Partial<Parameters<typeof create
 }
 
 /** What a capture host keeps and sends: an archive's header and its key in an envelope. */
-type Sealed = {
+export type Sealed = {
   jobId: JobId
   senderId: AgentId
   receiveKeyId: ReceiveKeyId
@@ -577,7 +577,7 @@ async function cutShort(t: TestContext, kind: StoreKind, fault: Fault): Promise<
   return reached()
 }
 
-async function opensNever(
+export async function opensNever(
   world: World,
   keys: Keys,
   gone: Sealed,

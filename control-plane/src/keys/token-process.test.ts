@@ -10,13 +10,9 @@ import { type ErrorCode, isSluiceError } from '@sluice/protocol/errors'
 import { epochId } from '@sluice/protocol/ids'
 import { newId } from '@sluice/protocol/process/new-id'
 import type { Pkcs11Place } from './epoch-keys-place.ts'
-import { startKeyProcess } from './key-process-link.ts'
-import { announce, deleteKey, makeKeys, makeWorld, opens, seal } from './keys.test-setup.ts'
-import { openLedger } from './open-ledger.ts'
 import { openPkcs11Store } from './pkcs11-store.ts'
 import { findObjects, openToken } from './pkcs11-token.ts'
-import { makeToken, onToken, withoutSoftHsm } from './soft-hsm.test-setup.ts'
-import { epochsIn } from './store.ts'
+import { makeToken, withoutSoftHsm } from './soft-hsm.test-setup.ts'
 import { makeStubbornModule, withoutCompiler } from './stubborn-module.test-setup.ts'
 import { openTokenLedger } from './token-process-link.ts'
 
@@ -155,53 +151,3 @@ describe('the token process', () => {
     await ledger.destroy(id)
   })
 })
-
-describe('keys over a token that goes away', () => {
-  it(
-    'go on with what they hold, owe the roll, tell it once, and roll when it is back',
-    { skip },
-    async (t) => {
-      const kind = onToken(place)
-      const told: string[] = []
-      const world = await makeWorld(t, {
-        ...kind,
-        // Only a child sees the token after it was away.
-        open: async (at) => ({ ...(await openLedger(kind.placeIn(at))), ...neverHere }),
-      })
-      await using keys = await makeKeys(world, {
-        startProcess: () => startKeyProcess(kind.placeIn(world.folder)),
-        outage: {
-          began: (problem) => Promise.resolve(void told.push(problem.code)),
-          ended: () => void told.push('back'),
-        },
-      })
-      const [kept, gone] = [await seal(world, keys), await seal(world, keys)]
-      await announce(world, keys, kept)
-      await announce(world, keys, gone)
-      await deleteKey(world, gone)
-      const [current] = await world.database.read((sql) => epochsIn(sql, 'current'))
-      await rename(join(folder, 'token'), join(folder, 'away'))
-      try {
-        for (let tries = 0; tries < 2; tries += 1)
-          await assert.rejects(keys.roll(), withCode('keys.unavailable'))
-        assert.deepEqual(told, ['keys.unavailable'])
-        assert.ok(await opens(world, keys, kept), 'the key process still has its key')
-        assert.deepEqual(await world.database.read((sql) => epochsIn(sql, 'destroyed')), [])
-        assert.deepEqual(await world.database.read((sql) => epochsIn(sql, 'current')), [current])
-      } finally {
-        await rename(join(folder, 'away'), join(folder, 'token'))
-      }
-      await keys.roll()
-      assert.deepEqual(told, ['keys.unavailable', 'back'])
-      assert.ok(await opens(world, keys, kept))
-      await assert.rejects(opens(world, keys, gone), withCode('keys.destroyed'))
-      const [now] = await world.database.read((sql) => epochsIn(sql, 'current'))
-      assert.deepEqual(await world.store.list(), [now?.id])
-    },
-  )
-})
-
-const neverHere = {
-  create: () => Promise.reject(new Error('a key in the main process')),
-  load: () => Promise.reject(new Error('a key in the main process')),
-}
