@@ -27,9 +27,11 @@ export const gateProfile = z.enum(['analysis', 'faithful', 'compact'])
 export type GateProfile = z.infer<typeof gateProfile>
 
 export const scanMark = z.enum(['clean', 'unscanned'])
+export type ScanMark = z.infer<typeof scanMark>
 
 /** What looks at media on a capture host; `quarantine` knows a content again by its hash. */
 export const scanEngine = z.enum(['clamd', 'yara', 'quarantine'])
+export type ScanEngineName = z.infer<typeof scanEngine>
 
 const count = z.int().nonnegative()
 
@@ -68,6 +70,8 @@ export const mediumEntry = z.strictObject({
     /** Type found by content, such as `jpeg` or `mov`. */
     format: z.string().max(16),
     bytes: count,
+    /** The name of the source promised another type. */
+    nameDisagrees: z.literal(true).optional(),
   }),
   removed: z.array(z.string().max(64)).max(64),
 })

@@ -1,90 +1,208 @@
-/** Reads the boxes of an MP4 or MOV for the facts that are needed before anything decodes it. */
-import { SluiceError } from '@sluice/protocol/errors'
+/** Reads the boxes of an MP4, MOV, 3GP or M4A for the facts that are needed before anything decodes it. */
 import { limits } from '@sluice/protocol/limits'
-
-export type MovieFacts = {
-  /** 0 when the file does not say, as fragmented files may not. */
-  durationMs: number
-  widthPixels: number
-  heightPixels: number
-  hasSound: boolean
-  /** Whether the picture is marked as PQ or HLG. */
-  highDynamicRange: boolean
-  /** Kinds of metadata and tracks that will not be taken along. */
-  removed: string[]
-}
+import { corruptMedium, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
+import type { AvFacts, PictureFacts, Readable, ReadOptions, SoundFacts } from './av-facts.ts'
 
 export type Box = { type: string; offset: number; headerBytes: number; bytes: number }
 
 /** The index of a four-hour film is a few tens of MiB. */
 const movieBoxBytesMax = 64 * 1024 ** 2
+/** The head of one fragment. */
+const fragmentBytesMax = 4 * 1024 ** 2
 /** A fragmented film has two boxes per fragment. */
 const topBoxesMax = 200_000
 const boxesPerLevelMax = 10_000
+/** All boxes of an index, tags included. */
+const indexBoxesMax = 200_000
 /** Metadata tracks of a telephone included. */
 const allTracksMax = 32
 
-type Readable = { bytes: number; read: (offset: number, length: number) => Promise<Buffer> }
+/** Boxes that hold boxes; the number is how many bytes come before the first. */
+const containers = new Map<string, number>([
+  ...['moov', 'trak', 'mdia', 'minf', 'stbl', 'edts', 'dinf', 'tref', 'mvex', 'udta'].map(
+    (type) => [type, 0] as const,
+  ),
+  ...['moof', 'traf', 'mfra', 'skip', 'free', 'ilst', 'gmhd', 'tapt'].map(
+    (type) => [type, 0] as const,
+  ),
+])
 
 /**
- * @throws SluiceError `media.corrupt` when the file is shorter than its boxes say or has no index,
- *   `media.unsupported` when it has no picture, is encrypted or keeps its data in another file,
- *   `media.too_large` beyond the limits of the gate.
+ * @throws SluiceError `media.corrupt` with the byte when the file is shorter than its boxes say or
+ *   has no index, `media.unsupported` when it has nothing to see or hear, is encrypted or keeps its
+ *   data in another file, `media.too_large` beyond the limits of the gate.
  */
-export async function readMovie(source: Readable): Promise<MovieFacts> {
+export async function readMovie(source: Readable, options: ReadOptions = {}): Promise<AvFacts> {
   const removed = new Set<string>()
+  const fragments = new Fragments()
   let index: Buffer | undefined
   let count = 0
   for (let at = 0; at < source.bytes;) {
-    const box = boxAt(await source.read(at, Math.min(16, source.bytes - at)), 0, source.bytes - at)
-    if (++count > topBoxesMax) throw corrupt()
+    const head = await source.read(at, Math.min(16, source.bytes - at))
+    // Fewer bytes than a box takes, or zeros up to the end: cameras fill their last block.
+    if (index !== undefined && head.subarray(0, 8).every((byte) => byte === 0)) {
+      removed.add('trailer')
+      break
+    }
+    const box = topBox(head, { at, left: source.bytes - at, salvage: options.salvage === true })
+    if (++count > topBoxesMax) throw corruptMedium('film', { byte: at })
+    if (at + box.bytes > source.bytes) break
     if (box.type === 'moov') {
-      if (index !== undefined || box.bytes > movieBoxBytesMax) throw corrupt()
+      if (index !== undefined || box.bytes > movieBoxBytesMax) {
+        throw corruptMedium('film', { byte: at })
+      }
       index = await source.read(at, box.bytes)
+      requireDepth(index, at)
+    }
+    if (box.type === 'moof') {
+      if (box.bytes > fragmentBytesMax) throw corruptMedium('film', { byte: at })
+      fragments.add(await source.read(at, box.bytes), at)
     }
     if (box.type === 'uuid') removed.add('other')
-    if (box.type === 'meta') removed.add('user-data')
+    if (box.type === 'meta' || box.type === 'udta') removed.add('user-data')
     at += box.bytes
   }
-  if (index === undefined) throw corrupt()
-  return readIndex(index, removed)
+  if (index === undefined) throw corruptMedium('film', { byte: source.bytes })
+  const facts = readIndex(index, { removed, fragments })
+  requireLimits(facts)
+  return facts
 }
 
-function readIndex(index: Buffer, removed: Set<string>): MovieFacts {
-  const boxes = boxesIn(index, contentRange(boxAt(index, 0, index.length)))
+function topBox(head: Buffer, place: { at: number; left: number; salvage: boolean }): Box {
+  const { at, left, salvage } = place
+  try {
+    return boxAt(head, 0, salvage ? Number.MAX_SAFE_INTEGER : left)
+  } catch (cause) {
+    throw Object.assign(corruptMedium('film', { byte: at }), { cause })
+  }
+}
+
+/** A box within a box within a box has no end but this one; `ffmpeg` and others call themselves. */
+function requireDepth(index: Buffer, at: number): void {
+  const open = [{ box: boxAt(index, 0, index.length), depth: 1 }]
+  let count = 0
+  for (let next = open.pop(); next !== undefined; next = open.pop()) {
+    const { box, depth } = next
+    if (depth > limits.boxDepthMax) {
+      throw tooLarge('film', 'has boxes too deep within each other', `${limits.boxDepthMax}`)
+    }
+    const [start, end] = contentRange(box)
+    const skipped = containers.get(box.type)
+    if (skipped === undefined) continue
+    for (const child of boxesIn(index, [start + skipped, end], true)) {
+      if (++count > indexBoxesMax) throw corruptMedium('film', { byte: at + child.offset })
+      open.push({ box: child, depth: depth + 1 })
+    }
+  }
+}
+
+/** What the fragments of a film add up to: samples and units of time of each track. */
+class Fragments {
+  readonly tracks = new Map<number, { samples: number; units: number }>()
+  #count = 0
+
+  add(fragment: Buffer, at: number): void {
+    const inside = boxesIn(fragment, contentRange(boxAt(fragment, 0, fragment.length)))
+    for (const traf of inside.filter(({ type }) => type === 'traf')) {
+      const boxes = boxesIn(fragment, contentRange(traf))
+      const head = boxes.find(({ type }) => type === 'tfhd')
+      if (head === undefined || head.bytes < head.headerBytes + 8) {
+        throw corruptMedium('film', { byte: at })
+      }
+      const start = head.offset + head.headerBytes
+      const flags = fragment.readUInt32BE(start) & 0xffffff
+      const before = 8 + (flags & 1 ? 8 : 0) + (flags & 2 ? 4 : 0)
+      const given = (flags & 8) !== 0 && head.bytes >= head.headerBytes + before + 4
+      const duration = given ? fragment.readUInt32BE(start + before) : 0
+      const track = this.#track(fragment.readUInt32BE(start + 4))
+      for (const run of boxes.filter(({ type }) => type === 'trun')) {
+        addRun({ fragment, run, duration, track, at })
+      }
+    }
+  }
+
+  #track(id: number): { samples: number; units: number } {
+    const known = this.tracks.get(id)
+    if (known !== undefined) return known
+    if (++this.#count > allTracksMax) {
+      throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
+    }
+    const track = { samples: 0, units: 0 }
+    this.tracks.set(id, track)
+    return track
+  }
+}
+
+/** @see ISO/IEC 14496-12, 8.8.8: which fields a sample has is told by flags. */
+function addRun(options: {
+  fragment: Buffer
+  run: Box
+  duration: number
+  track: { samples: number; units: number }
+  at: number
+}): void {
+  const { fragment, run, duration, track, at } = options
+  const start = run.offset + run.headerBytes
+  if (run.bytes < run.headerBytes + 8) throw corruptMedium('film', { byte: at })
+  const flags = fragment.readUInt32BE(start) & 0xffffff
+  const samples = fragment.readUInt32BE(start + 4)
+  const first = start + 8 + (flags & 1 ? 4 : 0) + (flags & 4 ? 4 : 0)
+  const sampleBytes = [0x100, 0x200, 0x400, 0x800].filter((flag) => flags & flag).length * 4
+  if (first + samples * sampleBytes > run.offset + run.bytes) {
+    throw corruptMedium('film', { byte: at })
+  }
+  track.samples += samples
+  if ((flags & 0x100) === 0) track.units += samples * duration
+  else {
+    for (let i = 0; i < samples; i++) track.units += fragment.readUInt32BE(first + i * sampleBytes)
+  }
+}
+
+function readIndex(
+  index: Buffer,
+  { removed, fragments }: { removed: Set<string>; fragments: Fragments },
+): AvFacts {
+  const boxes = boxesIn(index, contentRange(boxAt(index, 0, index.length)), true)
+  if (boxes.some((box) => box.type === 'cmov')) {
+    throw unsupportedMedium('film', 'a film with a compressed index')
+  }
   const header = boxes.find((box) => box.type === 'mvhd')
-  if (header === undefined) throw corrupt()
-  const tracks = boxes.filter((box) => box.type === 'trak').map((box) => readTrack(index, box))
+  if (header === undefined) throw corruptMedium('film')
+  const found = boxes.filter((box) => box.type === 'trak')
+  if (found.length > allTracksMax) {
+    throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
+  }
+  const all = found.map((box) => readTrack(index, box, fragments))
+  const chapters = new Set(all.flatMap((track) => track.chapters))
+  const tracks = all.filter((track) => !chapters.has(track.id))
   const played = tracks.filter((track) => track.kind === 'video' || track.kind === 'sound')
-  if (tracks.length > allTracksMax || played.length > limits.tracksMax) {
-    throw tooLarge('tracks', `${limits.tracksMax} tracks of picture and sound`)
+  if (played.length > limits.tracksMax) {
+    throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
   }
-  noteMetadata({ index, boxes, tracks, removed })
-  const picture = tracks.find((track) => track.kind === 'video')
-  if (picture === undefined) throw unsupported('a film without a picture')
-  if (picture.widthPixels * picture.heightPixels > limits.videoFramePixelsMax) {
-    throw tooLarge('pixels', `${limits.videoFramePixelsMax / 1e6} megapixels a frame`)
+  if (tracks.length < all.length) removed.add('chapters')
+  noteMetadata({ index, boxes, tracks: all, removed })
+  const pictures = tracks.flatMap(({ picture }) => picture ?? [])
+  for (const picture of pictures.slice(1)) {
+    requireLimits({ durationMs: 0, picture, sound: undefined, removed: [] })
   }
-  const durationMs = Math.max(durationOf(index, header), ...played.map((track) => track.durationMs))
-  if (durationMs > limits.videoDurationMsMax) {
-    throw tooLarge('minutes', `${limits.videoDurationMsMax / 60_000} minutes`)
-  }
+  // Tracks that aren't played may be longer, and so may the header that counts them.
+  const durationMs = Math.max(0, ...played.map((track) => track.durationMs))
   return {
     durationMs,
-    widthPixels: picture.widthPixels,
-    heightPixels: picture.heightPixels,
-    hasSound: tracks.some((track) => track.kind === 'sound'),
-    highDynamicRange: picture.highDynamicRange,
+    picture: pictures[0],
+    sound: tracks.find((track) => track.kind === 'sound')?.sound,
     removed: [...removed].toSorted(),
   }
 }
 
 type Track = {
+  id: number
   kind: 'video' | 'sound' | 'timecode' | 'timed-metadata' | 'subtitles' | 'other-tracks'
   durationMs: number
-  widthPixels: number
-  heightPixels: number
-  highDynamicRange: boolean
+  picture: PictureFacts | undefined
+  sound: SoundFacts | undefined
+  /** Numbers of the tracks that only hold this one's chapters. */
+  chapters: number[]
   hasUserData: boolean
 }
 
@@ -93,76 +211,207 @@ const trackKinds = new Map<string, Track['kind']>([
   ['soun', 'sound'],
   ['tmcd', 'timecode'],
   ['meta', 'timed-metadata'],
+  ['camm', 'timed-metadata'],
   ['text', 'subtitles'],
   ['sbtl', 'subtitles'],
   ['subt', 'subtitles'],
   ['clcp', 'subtitles'],
 ])
 
-function readTrack(index: Buffer, track: Box): Track {
-  const children = boxesIn(index, contentRange(track))
+function readTrack(index: Buffer, track: Box, fragments: Fragments): Track {
+  const children = boxesIn(index, contentRange(track), true)
+  const head = children.find((box) => box.type === 'tkhd')
   const media = within(index, track, 'mdia')
   const header = media.find((box) => box.type === 'mdhd')
   const handling = media.find((box) => box.type === 'hdlr')
-  if (header === undefined || handling === undefined) throw corrupt()
-  const kind = trackKinds.get(text(index, handling.offset + handling.headerBytes + 8, 4))
   const information = media.find((box) => box.type === 'minf')
-  if (information === undefined) throw corrupt()
-  const samples = boxesIn(index, contentRange(information))
-  if (kind === 'video' || kind === 'sound') requireOwnData(index, samples)
-  const description = within(index, information, 'stbl').find((box) => box.type === 'stsd')
-  const picture =
-    kind === 'video' && description !== undefined
-      ? readPicture(index, description)
-      : { widthPixels: 0, heightPixels: 0, highDynamicRange: false }
-  if (kind === 'sound' && description !== undefined) {
-    if (text(index, description.offset + description.headerBytes + 12, 4) === 'enca') {
-      throw unsupported('an encrypted film')
-    }
+  if (head === undefined || header === undefined || handling === undefined) {
+    throw corruptMedium('film')
   }
+  if (information === undefined || handling.bytes < handling.headerBytes + 12) {
+    throw corruptMedium('film')
+  }
+  const id = readTrackId(index, head)
+  const kind = trackKinds.get(text(index, handling.offset + handling.headerBytes + 8, 4))
+  const parts = boxesIn(index, contentRange(information), true)
+  if (kind === 'video' || kind === 'sound') requireOwnData(index, parts)
+  const table = within(index, information, 'stbl')
+  const description = table.find((box) => box.type === 'stsd')
+  const samples = sampleCount(index, table) + (fragments.tracks.get(id)?.samples ?? 0)
+  const timing = readDuration(index, header)
+  const extra = timing.scale === 0 ? 0 : (fragments.tracks.get(id)?.units ?? 0) / timing.scale
+  const durationMs = timing.durationMs + Math.round(extra * 1000)
+  const edited = isTurned(index, head) || isTrimmed({ index, track, durationMs })
   return {
+    id,
     kind: kind ?? 'other-tracks',
-    durationMs: durationOf(index, header),
-    ...picture,
+    durationMs,
+    picture:
+      kind === 'video' && description !== undefined
+        ? { ...readPicture(index, description), frames: samples, edited }
+        : undefined,
+    sound:
+      kind === 'sound' && description !== undefined ? readSound(index, description) : undefined,
+    chapters: readReferences(index, children),
     hasUserData: children.some((box) => box.type === 'udta' || box.type === 'meta'),
   }
 }
+
+/** @see ISO/IEC 14496-12, 8.3.2: `tkhd`; its matrix ends 8 bytes before the box. */
+function readTrackId(index: Buffer, head: Box): number {
+  const start = head.offset + head.headerBytes
+  const long = index[start] === 1
+  if (head.bytes < head.headerBytes + (long ? 92 : 80)) throw corruptMedium('film')
+  return index.readUInt32BE(start + (long ? 20 : 12))
+}
+
+const uprightMatrix = [0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000]
+
+function isTurned(index: Buffer, head: Box): boolean {
+  const at =
+    head.offset + head.headerBytes + (index[head.offset + head.headerBytes] === 1 ? 52 : 40)
+  return uprightMatrix.some((value, i) => index.readInt32BE(at + i * 4) !== value)
+}
+
+/** Whether an edit list shows anything but the whole track once, from its beginning. */
+function isTrimmed(options: { index: Buffer; track: Box; durationMs: number }): boolean {
+  const { index, track } = options
+  const list = within(index, track, 'edts').find((box) => box.type === 'elst')
+  if (list === undefined) return false
+  const start = list.offset + list.headerBytes
+  const long = index[start] === 1
+  if (list.bytes < list.headerBytes + 8) throw corruptMedium('film')
+  const count = index.readUInt32BE(start + 4)
+  if (count !== 1 || list.bytes < list.headerBytes + (long ? 28 : 20)) return count !== 0
+  const mediaTime = long ? Number(index.readBigInt64BE(start + 16)) : index.readInt32BE(start + 12)
+  // Pictures that are shown out of order begin a little later than zero; the list says by how much.
+  return mediaTime !== firstShownAt(index, track)
+}
+
+/** When the first picture is shown, by `ctts`; 0 without one. */
+function firstShownAt(index: Buffer, track: Box): number {
+  const media = boxesIn(index, contentRange(track), true).find((box) => box.type === 'mdia')
+  const information =
+    media && boxesIn(index, contentRange(media), true).find((box) => box.type === 'minf')
+  const offsets =
+    information && within(index, information, 'stbl').find((box) => box.type === 'ctts')
+  if (offsets === undefined || offsets.bytes < offsets.headerBytes + 16) return 0
+  return index.readInt32BE(offsets.offset + offsets.headerBytes + 12)
+}
+
+function readReferences(index: Buffer, children: readonly Box[]): number[] {
+  const references = children.find((box) => box.type === 'tref')
+  if (references === undefined) return []
+  return boxesIn(index, contentRange(references), true)
+    .filter((box) => box.type === 'chap')
+    .flatMap((box) => {
+      const ids: number[] = []
+      const [start, end] = contentRange(box)
+      for (let at = start; at + 4 <= end && ids.length < allTracksMax; at += 4) {
+        ids.push(index.readUInt32BE(at))
+      }
+      return ids
+    })
+}
+
+/** `stsz` and `stz2` count samples at the same place. */
+function sampleCount(index: Buffer, table: readonly Box[]): number {
+  const sizes = table.find((box) => box.type === 'stsz' || box.type === 'stz2')
+  if (sizes === undefined) return 0
+  if (sizes.bytes < sizes.headerBytes + 12) throw corruptMedium('film')
+  const start = sizes.offset + sizes.headerBytes
+  const count = index.readUInt32BE(start + 8)
+  const each = sizes.type === 'stz2' ? index.readUInt8(start + 7) / 8 : 4
+  const listed = sizes.type === 'stz2' || index.readUInt32BE(start + 4) === 0
+  if (listed && start + 12 + count * each > sizes.offset + sizes.bytes) throw corruptMedium('film')
+  return count
+}
+
+/** Codecs whose coded pictures alone may say that they are of high dynamic range. */
+const maybeHigh = new Set(['hvc1', 'hev1', 'dvh1', 'dvhe', 'av01', 'vp09', 'apcn', 'apch', 'apcs'])
 
 /** @see ISO/IEC 14496-12, 12.1.3: VisualSampleEntry, and 12.1.5: ColourInformationBox. */
 function readPicture(
   index: Buffer,
   description: Box,
-): Pick<Track, 'widthPixels' | 'heightPixels' | 'highDynamicRange'> {
+): Pick<PictureFacts, 'codec' | 'widthPixels' | 'heightPixels' | 'highDynamicRange'> {
   const start = description.offset + description.headerBytes + 8
   const end = description.offset + description.bytes
-  if (start + 86 > end) throw corrupt()
+  if (start + 86 > end) throw corruptMedium('film')
   const entry = boxAt(index, start, end - start)
-  if (entry.bytes < 86) throw corrupt()
-  if (entry.type === 'encv') throw unsupported('an encrypted film')
-  const colour = boxesIn(index, [start + 86, start + entry.bytes], true).find(
-    (box) => box.type === 'colr' && box.bytes >= 18,
-  )
-  const transfer = colour === undefined ? 0 : index.readUInt16BE(colour.offset + 14)
+  if (entry.bytes < 86) throw corruptMedium('film')
+  if (entry.type === 'encv' || entry.type === 'drmi') {
+    throw unsupportedMedium('film', 'an encrypted film')
+  }
+  const parts = boxesIn(index, [start + 86, start + entry.bytes], true)
+  const colour = parts.find((box) => box.type === 'colr' && box.bytes >= 18)
+  const named = colour !== undefined && /^ncl[xc]$/.test(text(index, colour.offset + 8, 4))
+  const transfer = named ? index.readUInt16BE(colour.offset + 14) : 2
+  const single = description.bytes === description.headerBytes + 8 + entry.bytes
   return {
+    codec: !single
+      ? 'other'
+      : entry.type === 'avc1'
+        ? 'h264'
+        : entry.type === 'hvc1' || entry.type === 'hev1'
+          ? 'hevc'
+          : 'other',
     widthPixels: index.readUInt16BE(start + 32),
     heightPixels: index.readUInt16BE(start + 34),
-    // ISO/IEC 23091-2: 16 is PQ (SMPTE ST 2084), 18 is HLG.
-    highDynamicRange: transfer === 16 || transfer === 18,
+    // ISO/IEC 23091-2: 16 is PQ (SMPTE ST 2084), 18 is HLG, 2 unspecified.
+    highDynamicRange:
+      transfer === 16 || transfer === 18
+        ? true
+        : transfer !== 2 || !(maybeHigh.has(entry.type) || deepH264(index, parts))
+          ? false
+          : undefined,
+  }
+}
+
+/** `avcC` begins with the profile: from 110 on there may be more than eight bits. */
+function deepH264(index: Buffer, parts: readonly Box[]): boolean {
+  const configuration = parts.find((box) => box.type === 'avcC' && box.bytes > 10)
+  return configuration !== undefined && index.readUInt8(configuration.offset + 9) >= 110
+}
+
+/** @see ISO/IEC 14496-12, 12.2.3, and QuickTime File Format, "Sound Sample Description (Version 2)". */
+function readSound(index: Buffer, description: Box): SoundFacts {
+  const start = description.offset + description.headerBytes + 8
+  const end = description.offset + description.bytes
+  if (start + 36 > end) throw corruptMedium('film')
+  const type = text(index, start + 4, 4)
+  if (type === 'enca' || type === 'drms') throw unsupportedMedium('film', 'an encrypted film')
+  if (index.readUInt16BE(start + 16) === 2) {
+    if (start + 52 > end) throw corruptMedium('film')
+    const rate = index.readDoubleBE(start + 40)
+    return {
+      sampleRateHz: Number.isFinite(rate) ? Math.round(rate) : Number.MAX_SAFE_INTEGER,
+      channels: index.readUInt32BE(start + 48),
+    }
+  }
+  return {
+    sampleRateHz: index.readUInt16BE(start + 32),
+    channels: index.readUInt16BE(start + 24),
   }
 }
 
 /** A data reference without the flag "in this file" names another file or a URL. */
 function requireOwnData(index: Buffer, information: readonly Box[]): void {
   const data = information.find((box) => box.type === 'dinf')
-  const references = data && boxesIn(index, contentRange(data))
+  const references = data && boxesIn(index, contentRange(data), true)
   for (const list of references?.filter((box) => box.type === 'dref') ?? []) {
     const [start, end] = contentRange(list)
-    for (const box of boxesIn(index, [start + 8, end])) {
+    for (const box of boxesIn(index, [start + 8, end], true)) {
       const flags = box.bytes < 12 ? 0 : index.readUInt32BE(box.offset + 8) & 0xffffff
-      if ((flags & 1) === 0) throw unsupported('a film whose data lie in another file')
+      if ((flags & 1) === 0) {
+        throw unsupportedMedium('film', 'a film whose data lie in another file')
+      }
     }
   }
 }
+
+/** The marks of a place: Apple's, 3GPP's and Android's. */
+const places = ['\xa9xyz', 'loci', 'location.ISO6709', 'GPS']
 
 function noteMetadata(options: {
   index: Buffer
@@ -171,14 +420,17 @@ function noteMetadata(options: {
   removed: Set<string>
 }): void {
   const { index, boxes, tracks, removed } = options
-  const loose = boxes.filter((box) => box.type === 'udta' || box.type === 'meta')
+  const loose = boxes.filter((box) => ['udta', 'meta', 'uuid'].includes(box.type))
   if (loose.length > 0 || tracks.some((track) => track.hasUserData)) removed.add('user-data')
-  if (['©xyz', 'loci', 'location.ISO6709'].some((key) => index.includes(key, 0, 'latin1'))) {
-    removed.add('gps')
+  for (const box of loose) {
+    const content = index.subarray(...contentRange(box))
+    if (places.some((key) => content.includes(key, 0, 'latin1'))) removed.add('gps')
+    if (content.includes('covr', 0, 'latin1')) removed.add('cover')
+    if (content.includes('chpl', 0, 'latin1')) removed.add('chapters')
+    if (content.includes('XMP_', 0, 'latin1')) removed.add('xmp')
   }
-  if (index.includes('covr', 0, 'latin1')) removed.add('cover')
   const header = boxes.find((box) => box.type === 'mvhd')
-  if (header !== undefined && index.readUInt32BE(header.offset + 12) !== 0) removed.add('time')
+  if (header !== undefined && hasDate(index, header)) removed.add('time')
   for (const kind of ['timecode', 'timed-metadata', 'subtitles', 'other-tracks'] as const) {
     if (tracks.some((track) => track.kind === kind)) removed.add(kind)
   }
@@ -187,22 +439,29 @@ function noteMetadata(options: {
   }
 }
 
+function hasDate(index: Buffer, header: Box): boolean {
+  const start = header.offset + header.headerBytes
+  return index
+    .subarray(start + 4, start + (index[start] === 1 ? 20 : 12))
+    .some((byte) => byte !== 0)
+}
+
 /** `mvhd` and `mdhd` share the layout of their first fields. */
-function durationOf(index: Buffer, header: Box): number {
+function readDuration(index: Buffer, header: Box): { scale: number; durationMs: number } {
   const at = header.offset + header.headerBytes
   const long = index[at] === 1
-  if (header.bytes < header.headerBytes + (long ? 32 : 20)) throw corrupt()
+  if (header.bytes < header.headerBytes + (long ? 32 : 20)) throw corruptMedium('film')
   const scale = index.readUInt32BE(at + (long ? 20 : 12))
   const units = long ? Number(index.readBigUInt64BE(at + 24)) : index.readUInt32BE(at + 16)
   const unknown = long ? units >= 2 ** 63 : units === 0xffffffff
-  if (unknown || units === 0) return 0
-  if (scale === 0) throw corrupt()
-  return Math.round((units / scale) * 1000)
+  if (unknown || units === 0) return { scale, durationMs: 0 }
+  if (scale === 0) throw corruptMedium('film')
+  return { scale, durationMs: Math.round((units / scale) * 1000) }
 }
 
 function within(index: Buffer, parent: Box, type: string): Box[] {
-  const child = boxesIn(index, contentRange(parent)).find((box) => box.type === type)
-  return child === undefined ? [] : boxesIn(index, contentRange(child))
+  const child = boxesIn(index, contentRange(parent), true).find((box) => box.type === type)
+  return child === undefined ? [] : boxesIn(index, contentRange(child), true)
 }
 
 /** First byte of a box's content and the byte behind it. */
@@ -225,7 +484,7 @@ export function boxesIn(bytes: Buffer, [start, end]: [number, number], lenient =
     if (left === 4 && bytes.readUInt32BE(at) === 0) break
     const box = boxAt(bytes, at, left)
     boxes.push(box)
-    if (boxes.length > boxesPerLevelMax) throw corrupt()
+    if (boxes.length > boxesPerLevelMax) throw corruptMedium('film')
     at += box.bytes
   }
   return boxes
@@ -233,35 +492,17 @@ export function boxesIn(bytes: Buffer, [start, end]: [number, number], lenient =
 
 /** @see ISO/IEC 14496-12, 4.2: size 1 means a 64-bit size follows, size 0 means up to the end. */
 export function boxAt(bytes: Buffer, at: number, leftBytes: number): Box {
-  if (leftBytes < 8 || at + 8 > bytes.length) throw corrupt()
+  if (leftBytes < 8 || at + 8 > bytes.length) throw corruptMedium('film')
   const short = bytes.readUInt32BE(at)
   const type = text(bytes, at + 4, 4)
-  if (short === 1 && (leftBytes < 16 || at + 16 > bytes.length)) throw corrupt()
+  if (short === 1 && (leftBytes < 16 || at + 16 > bytes.length)) throw corruptMedium('film')
   const long = short === 1 ? Number(bytes.readBigUInt64BE(at + 8)) : short
   const headerBytes = short === 1 ? 16 : 8
   const size = short === 0 ? leftBytes : long
-  if (size < headerBytes || size > leftBytes) throw corrupt()
+  if (size < headerBytes || size > leftBytes) throw corruptMedium('film')
   return { type, offset: at, headerBytes, bytes: size }
 }
 
 function text(bytes: Buffer, at: number, length: number): string {
   return bytes.toString('latin1', at, at + length)
-}
-
-function corrupt(): SluiceError {
-  return new SluiceError('media.corrupt', 'the film is damaged or cut short', {
-    hint: 'Copy it from the camera again; damaged films are not sealed.',
-  })
-}
-
-function unsupported(what: string): SluiceError {
-  return new SluiceError('media.unsupported', `the content is ${what}, which is not accepted`, {
-    hint: 'Export it as an ordinary MP4 with picture and sound in one file.',
-  })
-}
-
-function tooLarge(what: string, limit: string): SluiceError {
-  return new SluiceError('media.too_large', `the film has too many ${what}`, {
-    hint: `The limit is ${limit}.`,
-  })
 }

@@ -1,44 +1,57 @@
-/** Finds where the frames of an MP3 begin and end, between the tags that others put around them. */
-import { SluiceError } from '@sluice/protocol/errors'
-import { id3Bytes } from './sniff.ts'
+/** Finds where the frames of an MP3 or an AAC begin and end, between the tags that others put around them. */
+import { corruptMedium } from './av-facts.ts'
+import type { Readable, ReadOptions } from './av-facts.ts'
+import { walkFrames } from './frames-structure.ts'
+import type { FramesFacts } from './frames-structure.ts'
+import { findFrames } from './sniff-av.ts'
+import { id3End } from './sniff.ts'
 
-export type Mp3Facts = {
+export type TaggedFacts = FramesFacts & {
   /** The frames lie from `start` to before `end`. */
   start: number
-  end: number
-  /** What the encoder's own header says; `exact` when it also tells what is padding. */
+  /** What an MP3 encoder's own header says; `exact` when it also tells what is padding. */
   declared: { samples: number; exact: boolean } | undefined
   removed: string[]
 }
-
-type Readable = { bytes: number; read: (offset: number, length: number) => Promise<Buffer> }
 
 /** Tags at the end may follow each other; more rounds than this are no honest file. */
 const tailRoundsMax = 8
 
 /**
- * @throws SluiceError `media.corrupt` when there is nothing behind the tag.
+ * @throws SluiceError `media.corrupt` with the byte where no frame follows, `media.too_large`.
  * @see id3.org ("ID3v1", "Lyrics3 v2.00") and wiki.hydrogenaud.io ("APEv2 specification", "APE Tags
  *   Header"); the Xing header as in LAME's `VbrTag.c`.
  */
-export async function readMp3(source: Readable): Promise<Mp3Facts> {
+export async function readTagged(
+  source: Readable,
+  options: ReadOptions & { format: 'mp3' | 'aac' },
+): Promise<TaggedFacts> {
+  const { format } = options
   const removed = new Set<string>()
-  const start = id3Bytes(await source.read(0, Math.min(10, source.bytes)))
-  if (start >= source.bytes) {
-    throw new SluiceError('media.corrupt', 'the sound is damaged or cut short', {
-      hint: 'Copy it from the recorder again; damaged recordings are not sealed.',
-    })
-  }
-  if (start > 0) removed.add('id3')
+  const tagEnd = await id3End(source)
+  const found = tagEnd < source.bytes ? await findFrames(source, tagEnd) : undefined
+  if (found === undefined) throw corruptMedium('sound', { byte: tagEnd })
+  const start = found.offset
+  if (tagEnd > 0) removed.add('id3')
+  if (start > tagEnd) removed.add('junk')
+  const end = await tailStart(source, start)
+  if (end < source.bytes) removed.add('id3')
+  const frames = await walkFrames(source, { ...options, from: start, to: end })
+  if (frames.end < end && !frames.partial) removed.add('trailer')
+  const head = await source.read(start, Math.min(512, frames.end - start))
+  const declared = format === 'mp3' ? readDeclared(head) : undefined
+  return { ...frames, start, declared, removed: [...removed].toSorted() }
+}
+
+/** Where the tags at the end begin, or the end of the file. */
+export async function tailStart(source: Readable, start: number): Promise<number> {
   let end = source.bytes
   for (let round = 0; round < tailRoundsMax; round++) {
     const tagBytes = await tailTagBytes(source, start, end)
     if (tagBytes === 0) break
-    removed.add('id3')
     end -= tagBytes
   }
-  const frame = await source.read(start, Math.min(512, end - start))
-  return { start, end, declared: readDeclared(frame), removed: [...removed] }
+  return end
 }
 
 async function tailTagBytes(source: Readable, start: number, end: number): Promise<number> {
@@ -58,7 +71,7 @@ function fitting(bytes: number, room: number): number {
 }
 
 /** The header sits in an otherwise silent first frame, behind its side information. */
-function readDeclared(frame: Buffer): Mp3Facts['declared'] {
+function readDeclared(frame: Buffer): TaggedFacts['declared'] {
   if (frame.length < 256) return undefined
   const mpeg1 = (frame.readUInt8(1) & 0x18) === 0x18
   const mono = frame.readUInt8(3) >> 6 === 3

@@ -12,6 +12,7 @@ import { findFfmpeg } from './find-ffmpeg.ts'
 import { openSource } from './inspect.ts'
 import { normaliseFilm, normaliseSound } from './normalise-av.ts'
 import type { NormalisedMedium } from './normalised.ts'
+import type { AvOptions } from './run-ffmpeg.ts'
 
 const isolation: IsolationLevel = await detectIsolation().catch(() => 'none')
 const ffmpeg = await findFfmpeg({ isolation })
@@ -38,9 +39,12 @@ function decode(content: Buffer, ...format: string[]): Buffer {
 
 type Normalised = Omit<NormalisedMedium, 'content'> & { bytes: Buffer }
 
-async function normalise(file: string, withFfmpeg = true): Promise<Normalised[]> {
+async function normalise(
+  file: string,
+  more: Partial<Pick<AvOptions, 'ffmpeg' | 'profile' | 'salvage' | 'speech'>> = {},
+): Promise<Normalised[]> {
   await using source = await openSource(file)
-  const options = { isolation, scratchFolder: folder, ffmpeg: withFfmpeg ? ffmpeg : undefined }
+  const options = { isolation, scratchFolder: folder, ffmpeg, ...more }
   const media =
     source.kind === 'video'
       ? await normaliseFilm(source, options)
@@ -223,7 +227,7 @@ describe('normaliseFilm', { skip }, () => {
 
   it('says that ffmpeg is missing when it is', async () => {
     const file = filmFile('alone.mp4')
-    await assert.rejects(normalise(file, false), { code: 'media.decoder_missing' })
+    await assert.rejects(normalise(file, { ffmpeg: undefined }), { code: 'media.decoder_missing' })
   })
 })
 
@@ -250,14 +254,19 @@ describe('normaliseSound', { skip }, () => {
     })
   }
 
-  it('keeps a WAV of 32 bits as a plain WAV', async () => {
+  it('keeps every bit of floats in WavPack when it is to be faithful, and 24 of them else', async () => {
     const file = make('deep.wav', ...noise, '-c:a', 'pcm_f32le', ...named)
-    const [sound] = await normalise(file)
+    const [sound] = await normalise(file, { profile: 'faithful' })
     assert.ok(sound)
-    assert.deepEqual([sound.extension, sound.codec], ['wav', 'pcm_f32le'])
+    assert.deepEqual([sound.extension, sound.codec, sound.channels], ['wv', 'wavpack', 2])
     assert.ok(!sound.bytes.includes('canary'))
     const format = ['-f', 'f32le']
     assert.deepEqual(decode(sound.bytes, ...format), decode(readFileSync(file), ...format))
+    const [cut] = await normalise(file)
+    assert.ok(cut)
+    assert.deepEqual([cut.extension, cut.codec], ['flac', 'flac'])
+    const coarse = ['-f', 's24le', '-c:a', 'pcm_s24le']
+    assert.deepEqual(decode(cut.bytes, ...coarse), decode(readFileSync(file), ...coarse))
   })
 
   it('keeps 24 bits of a FLAC and drops its tags and cover', async () => {
@@ -317,14 +326,14 @@ describe('normaliseSound', { skip }, () => {
     }
   })
 
-  it('refuses a FLAC with a damaged frame, and compressed WAV', async () => {
+  it('refuses a FLAC with a damaged frame, and a WAV of a rare codec', async () => {
     const file = make('damaged.flac', ...noise)
     const bytes = readFileSync(file)
     bytes.fill(0x5a, bytes.length - 9000, bytes.length - 8000)
     writeFileSync(file, bytes)
     await assert.rejects(normalise(file), { code: 'media.corrupt' })
-    const adpcm = make('adpcm.wav', ...noise, '-c:a', 'adpcm_ima_wav')
-    await assert.rejects(normalise(adpcm), { code: 'media.unsupported' })
+    const rare = make('rare.wav', ...noise, '-c:a', 'wmav2')
+    await assert.rejects(normalise(rare), { code: 'media.unsupported' })
   })
 })
 
@@ -342,7 +351,7 @@ describe('normaliseSound without ffmpeg', () => {
   it('writes format and samples of a WAV anew, and nothing else', async () => {
     const file = path.join(folder, 'plain.wav')
     writeFileSync(file, Buffer.concat([wav, Buffer.from('canary behind')]))
-    const [sound] = await normalise(file, false)
+    const [sound] = await normalise(file, { ffmpeg: undefined })
     assert.ok(sound)
     assert.deepEqual(
       [sound.extension, sound.codec, sound.removed],
@@ -359,7 +368,7 @@ describe('normaliseSound without ffmpeg', () => {
     const file = path.join(folder, 'cut.wav')
     for (let bytes = 12; bytes < wav.length; bytes++) {
       writeFileSync(file, wav.subarray(0, bytes))
-      await assert.rejects(normalise(file, false), { code: 'media.corrupt' })
+      await assert.rejects(normalise(file, { ffmpeg: undefined }), { code: 'media.corrupt' })
     }
   })
 })

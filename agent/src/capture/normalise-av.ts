@@ -1,55 +1,56 @@
 /** Turns films and sounds of unknown origin into ones of ours: H.264 and AAC in MP4, sound in FLAC, nothing else kept. */
-import assert from 'node:assert/strict'
-import { SluiceError } from '@sluice/protocol/errors'
+import { availableParallelism } from 'node:os'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { discardOutput, runInSandbox } from '../sandbox.ts'
 import type { SandboxExit } from '../sandbox.ts'
+import { corruptMedium, requireLimits, tooLarge } from './av-facts.ts'
+import type { AvFacts, ReadOptions } from './av-facts.ts'
+import { readAvi } from './avi-structure.ts'
+import { checkFilm } from './check-film.ts'
+import { checkFlac } from './check-flac.ts'
+import { checkWavpack } from './check-wavpack.ts'
 import { cleanFilm } from './clean-film.ts'
+import { filmEncoderDevices, filmEncoderInit } from './film-encoder.ts'
+import { inStepWithPicture, planFilm, planSound, words } from './film-recipe.ts'
+import type { SoundRecipe } from './film-recipe.ts'
 import { ffmpegMissing } from './find-ffmpeg.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
-import { flacHeadBytes, listFlacBlocks, readFlacHead, splitFlac } from './flac-structure.ts'
-import type { FlacFacts } from './flac-structure.ts'
+import { firstPictureArgs, firstPictureBytesMax, readFirstPicture } from './first-picture.ts'
+import type { FirstPicture } from './first-picture.ts'
+import { splitFlac } from './flac-structure.ts'
 import type { Source } from './inspect.ts'
+import { readMatroska } from './matroska-structure.ts'
 import { readMovie } from './movie-structure.ts'
-import type { MovieFacts } from './movie-structure.ts'
-import { readMp3 } from './mp3-structure.ts'
 import type { NormalisedMedium } from './normalised.ts'
-import { nothingCarriedOver, readProgress, runFfmpeg, words } from './run-ffmpeg.ts'
+import { profiles } from './profiles.ts'
+import { readLastTime, readProgress, runFfmpeg, startFfmpeg } from './run-ffmpeg.ts'
 import type { AvOptions, FfmpegRun } from './run-ffmpeg.ts'
 import { hold, withHead } from './scratch.ts'
 import type { HeldBytes } from './scratch.ts'
-import { id3Bytes } from './sniff.ts'
-import { plainWavHead, readWav } from './wav-structure.ts'
-import type { WavFacts } from './wav-structure.ts'
+import type { SourceFormat } from './sniff.ts'
+import { pcmName, readSoundInput } from './sound-input.ts'
+import type { SoundInput } from './sound-input.ts'
+import { readTransport } from './transport-structure.ts'
+import { plainWavHead } from './wav-structure.ts'
+import type { PcmFacts } from './wav-structure.ts'
+import { splitWavpack } from './wavpack-head.ts'
 
 /**
- * Normalises a film; a film with sound gives two media, the film and its sound as FLAC.
- * Timestamps stay as they are (no frame is doubled or dropped), rotation and pixel shape are applied,
- * PQ and HLG are mapped to BT.709 where ffmpeg can.
+ * Normalises what came in a film's container: a film gives two media, itself and its sound as a track
+ * of its own; without a picture the sound is all there is. Times stay as they are (no picture is
+ * doubled or dropped), rotation and pixel shape are applied, high dynamic range is mapped.
  *
- * @throws SluiceError `media.corrupt`, `media.unsupported`, `media.too_large`, `media.timeout`,
- *   `media.decoder_missing`, `media.decoder_failed`, `media.not_clean`.
+ * @throws SluiceError `media.corrupt` with the place where it broke, `media.unsupported`,
+ *   `media.too_large`, `media.timeout`, `media.decoder_missing`, `media.decoder_failed`,
+ *   `media.not_clean`.
  */
-export async function normaliseFilm(
-  source: Source,
-  options: AvOptions,
-): Promise<NormalisedMedium[]> {
-  const { ffmpeg } = options
-  const facts = await readMovie(source)
-  if (ffmpeg === undefined || !ffmpeg.films) throw ffmpegMissing('films')
-  const film = await encodeFilm({ ...options, ffmpeg, source, facts })
-  if (!facts.hasSound) return [film]
-  try {
-    return [film, await extractSound({ ...options, ffmpeg, source, facts })]
-  } catch (error) {
-    await film.content[Symbol.asyncDispose]()
-    throw error
-  }
+export function normaliseFilm(source: Source, options: AvOptions): Promise<NormalisedMedium[]> {
+  return orSalvage(options, (read) => normaliseContainer(source, { ...options, ...read }))
 }
 
 /**
- * Normalises a sound to FLAC when that loses nothing, a WAV of 32 bits or more, or one on a host
- * without ffmpeg, to a plain WAV. MP3 becomes FLAC of 16 bits.
+ * Normalises a sound: lossless in FLAC (or WavPack, for more bits than FLAC holds), small in AAC.
  *
  * @throws SluiceError As {@link normaliseFilm}.
  */
@@ -57,145 +58,236 @@ export async function normaliseSound(
   source: Source,
   options: AvOptions,
 ): Promise<NormalisedMedium> {
-  if (source.format === 'wav') return normaliseWav(source, options)
-  if (source.format === 'flac') return normaliseFlac(source, options)
-  assert.equal(source.format, 'mp3')
-  return normaliseMp3(source, options)
+  const [sound] = await orSalvage(options, async (read) =>
+    source.format === 'm4a'
+      ? normaliseContainer(source, { ...options, ...read })
+      : [await normaliseBare(source, { ...options, ...read })],
+  )
+  if (sound === undefined) throw corruptMedium('sound')
+  return sound
+}
+
+/** Strictly first; what is damaged is tried again for what is left of it, if that is wanted. */
+async function orSalvage(
+  options: AvOptions,
+  normalise: (read: Required<ReadOptions>) => Promise<NormalisedMedium[]>,
+): Promise<NormalisedMedium[]> {
+  try {
+    return await normalise({ salvage: false })
+  } catch (error) {
+    const damaged = isSluiceError(error) && error.code === 'media.corrupt'
+    if (!damaged || options.salvage !== true) throw error
+  }
+  const media = await normalise({ salvage: true })
+  return media.map((medium) => ({ ...medium, partial: true as const }))
 }
 
 type Encoding = AvOptions & { ffmpeg: Ffmpeg; source: Source }
+type FilmEncoding = Encoding & { facts: AvFacts }
 
-/** Only what cameras and editors really put into MP4 and MOV. */
+/** The demuxers of ffmpeg by name: it never guesses, so a playlist can be nothing else. */
+const demuxers: Partial<Record<SourceFormat, string>> = {
+  mp4: 'mov',
+  mov: 'mov',
+  '3gp': 'mov',
+  m4a: 'mov',
+  mkv: 'matroska',
+  webm: 'matroska',
+  avi: 'avi',
+  ts: 'mpegts',
+}
+
+async function readContainer(source: Source, options: ReadOptions): Promise<AvFacts> {
+  switch (demuxers[source.format]) {
+    case 'matroska':
+      return readMatroska(source, options)
+    case 'avi':
+      return readAvi(source, options)
+    case 'mpegts':
+      return readTransport(source)
+    default:
+      return readMovie(source, options)
+  }
+}
+
+async function normaliseContainer(source: Source, options: AvOptions): Promise<NormalisedMedium[]> {
+  const { ffmpeg } = options
+  const facts = await readContainer(source, options)
+  if (ffmpeg === undefined || !ffmpeg.films) throw ffmpegMissing('films')
+  const encoding = { ...options, ffmpeg, source, facts }
+  await requireReadable(encoding)
+  if (facts.picture === undefined) return [await extractSound(encoding)]
+  const film = await encodeFilm(encoding)
+  if (film.sampleRateHz === undefined) return [film]
+  try {
+    return [film, { ...(await extractSound(encoding)), soundOfFilm: true }]
+  } catch (error) {
+    await film.content[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
+/** What cameras, telephones and editors really put into films. */
 const filmDecoders = [
-  ...words('h264 hevc mpeg4 mjpeg prores vp9 av1 libdav1d libaom-av1'),
-  ...words('mpeg2video h263 dvvideo rawvideo png qtrle dnxhd'),
-  ...words('aac alac mp3 mp3float ac3 eac3 opus libopus flac'),
-  ...words('pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le pcm_f32le pcm_u8'),
-  ...words('pcm_mulaw pcm_alaw'),
+  ...words('h264 hevc mpeg4 mjpeg prores vp8 vp9 libvpx libvpx-vp9 av1 libdav1d libaom-av1'),
+  ...words('mpeg1video mpeg2video h263 h263i msmpeg4 msmpeg4v2 msmpeg4v3 dvvideo rawvideo'),
+  ...words('png qtrle dnxhd theora huffyuv ffvhuff ffv1 utvideo magicyuv cfhd'),
+  ...words('aac aac_latm alac mp2 mp2float mp3 mp3float ac3 eac3 dca opus libopus flac vorbis'),
+  ...words('amrnb amrwb adpcm_ima_qt adpcm_ima_wav adpcm_ms qdm2'),
+  ...words('pcm_s8 pcm_u8 pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le pcm_s32be'),
+  ...words('pcm_f32le pcm_f32be pcm_f64le pcm_f64be pcm_mulaw pcm_alaw pcm_bluray'),
 ]
 
-async function encodeFilm(encoding: Encoding & { facts: MovieFacts }): Promise<NormalisedMedium> {
-  const { source, facts, ffmpeg } = encoding
+/** Pictures decoded at once cost memory: large ones get fewer threads. */
+function threadsFor({ facts }: FilmEncoding): number {
+  const { widthPixels = 0, heightPixels = 0 } = facts.picture ?? {}
+  const most = widthPixels * heightPixels > largePixels ? 2 : 8
+  return Math.max(1, Math.min(availableParallelism(), most))
+}
+
+/** 4K. */
+const largePixels = 4096 * 2304
+
+async function encodeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
+  const { source, facts, ffmpeg, salvage = false } = encoding
+  const encoder = encoding.filmEncoder ?? 'x264'
+  const first = await lookAtFirst(encoding)
+  const recipe = planFilm({
+    profile: profiles[encoding.profile ?? 'analysis'].film,
+    facts,
+    format: source.format,
+    first,
+    toneMapping: ffmpeg.toneMapping,
+    encoder,
+    threads: threadsFor(encoding),
+  })
   const { exit, value: content } = await runFilm(encoding, {
     output: [
-      ...words('-map 0:V:0 -map 0:a:0?'),
-      ...nothingCarriedOver,
-      // Without B-frames the first frame is shown at zero, so that picture and sound stay together.
-      ...words('-c:v libx264 -preset veryfast -crf 20 -bf 0 -threads 2'),
-      '-vf',
-      pictureFilter(facts, ffmpeg),
-      ...words('-fps_mode passthrough'),
-      // `delay_moov` lets the index tell the sound's lead-in, so that no frame's time is moved.
-      // Type 6 is SEI: x264's own signature, and captions.
-      ...words('-bsf:v filter_units=remove_types=6'),
-      ...words('-c:a aac -b:a 192k -write_tmcd 0 -empty_hdlr_name 1'),
-      ...words('-movflags +frag_keyframe+delay_moov+default_base_moof'),
-      ...words('-f mp4'),
+      ...filmEncoderInit(encoder),
+      '-frames:v',
+      String(limits.videoFramesMax + 1),
+      ...recipe.args,
     ],
     outputBytesMax: limits.videoFileBytesMax,
+    devices: filmEncoderDevices(encoder),
     keep: (output) => hold(cleanFilm(output), encoding),
   })
-  const progress = readProgress(exit)
-  const description = await describeEncoded(content)
   try {
-    requireDuration(progress.durationMs, facts.durationMs)
-    if (progress.frames === 0) throw corruptFilm()
+    const { durationMs } = readProgress(exit)
+    const checked = await checkFilm(content.read())
+    if (checked.frames > limits.videoFramesMax) {
+      throw tooLarge('film', 'has too many pictures', String(limits.videoFramesMax))
+    }
+    requireDuration(durationMs, salvage ? 0 : (facts.shownMs ?? facts.durationMs))
+    if (checked.frames === 0) throw corruptMedium('film', { ms: 0 })
+    return {
+      kind: 'video',
+      extension: 'mp4',
+      codec: recipe.codec,
+      widthPixels: checked.widthPixels,
+      heightPixels: checked.heightPixels,
+      durationMs,
+      frames: checked.frames,
+      ...(checked.sampleRateHz === 0
+        ? {}
+        : { sampleRateHz: checked.sampleRateHz, channels: checked.channels }),
+      ...(recipe.hdr === undefined ? {} : { hdr: recipe.hdr }),
+      source: sourceOf(source),
+      removed: facts.removed,
+      tools: { ffmpeg: ffmpeg.version },
+      content,
+    }
   } catch (error) {
     await content[Symbol.asyncDispose]()
     throw error
   }
-  return {
-    kind: 'video',
-    extension: 'mp4',
-    codec: 'h264',
-    ...description,
-    durationMs: progress.durationMs,
-    frames: progress.frames,
-    source: { format: source.format, bytes: source.bytes },
-    removed: facts.removed,
-    tools: { ffmpeg: ffmpeg.version },
-    content,
-  }
 }
 
-/** What the encoder really wrote; never what the source's index promised. */
-async function describeEncoded(
-  content: HeldBytes,
-): Promise<Pick<NormalisedMedium, 'widthPixels' | 'heightPixels'>> {
-  const pieces: Buffer[] = []
-  let bytes = 0
-  for await (const piece of content.read()) {
-    pieces.push(piece)
-    bytes += piece.length
-    if (bytes >= 64 * 1024) break
-  }
-  const head = Buffer.concat(pieces)
-  const at = head.indexOf('avc1', head.indexOf('stsd'), 'latin1')
-  if (at < 0 || at + 32 > head.length) throw corruptFilm()
-  return { widthPixels: head.readUInt16BE(at + 28), heightPixels: head.readUInt16BE(at + 30) }
+/** A look has to be quick; what cannot be seen in that time is encoded without it. */
+const lookMs = 10_000
+
+async function lookAtFirst(encoding: FilmEncoding): Promise<FirstPicture | undefined> {
+  const { value } = await startFfmpeg(
+    encoding,
+    {
+      ...filmInput(encoding),
+      output: firstPictureArgs,
+      outputBytesMax: firstPictureBytesMax,
+      lenient: true,
+      durationMs: 0,
+      wallMs: lookMs,
+      what: 'film',
+    },
+    readFirstPicture,
+  )
+  return value
 }
 
-async function extractSound(encoding: Encoding & { facts: MovieFacts }): Promise<NormalisedMedium> {
-  const { facts, source } = encoding
-  const flac = splitFlac()
-  const { exit, value: frames } = await runFilm(encoding, {
-    output: [
-      ...words('-map 0:a:0'),
-      ...nothingCarriedOver,
-      '-vn',
-      ...words('-c:a flac -sample_fmt s16 -f flac'),
-    ],
-    outputBytesMax: soundBytesMax({ sampleRateHz: limits.audioSampleRateHzMax, channels: 8 }),
-    keep: (output) => hold(flac.frames(output), encoding),
+/** The sound of a container, by itself. */
+async function extractSound(encoding: FilmEncoding): Promise<NormalisedMedium> {
+  const { facts, source, profile = 'analysis', speech = false } = encoding
+  const recipe = planSound({
+    profile: profiles[profile].sound,
+    // Coded sound has no bits of its own; what is decoded of it may be kept finer.
+    depth: profile === 'faithful' ? 24 : 16,
+    filters: facts.picture === undefined ? [] : [inStepWithPicture],
+    speech,
   })
-  const { samples: _, ...sound } = await finishFlac({ exit, frames, flac, encoding })
-  return { ...sound, soundOfFilm: true, removed: facts.removed, source: sourceOf(source) }
+  const sound = keepSound(recipe, encoding)
+  const { exit, value } = await runFilm(encoding, {
+    output: recipe.args,
+    outputBytesMax: soundBytesMax({ sampleRateHz: limits.audioSampleRateHzMax, channels: 8 }),
+    keep: sound.keep,
+  })
+  const medium = await sound.finish({ exit, held: value })
+  return { ...medium, removed: facts.removed, source: sourceOf(source) }
 }
 
-function pictureFilter(facts: MovieFacts, ffmpeg: Ffmpeg): string {
-  const toneMapping = [
-    'zscale=t=linear:npl=100',
-    'format=gbrpf32le',
-    'zscale=p=bt709',
-    'tonemap=tonemap=hable:desat=0',
-    'zscale=t=bt709:m=bt709:r=tv',
-  ]
-  const scaled = [
-    // Square pixels, and even sides as 4:2:0 needs them; rotation is applied before by ffmpeg itself.
-    "scale=w='max(2,trunc(iw*sar/2)*2)':h='max(2,trunc(ih/2)*2)':out_range=tv",
-    'setsar=1',
-    'format=yuv420p',
-  ]
-  const filters =
-    facts.highDynamicRange && ffmpeg.toneMapping ? [...toneMapping, ...scaled] : scaled
-  return filters.join()
+function filmInput(encoding: FilmEncoding): Pick<FfmpegRun, 'input' | 'inputs'> {
+  const { source } = encoding
+  return {
+    input: (at) => [
+      ...words('-protocol_whitelist file -f'),
+      demuxers[source.format] ?? 'mov',
+      '-codec_whitelist',
+      filmDecoders.join(),
+      '-max_pixels',
+      String(limits.videoFramePixelsMax),
+      '-threads',
+      String(threadsFor(encoding)),
+      '-i',
+      `file:${at('medium')}`,
+    ],
+    inputs: { medium: source.path },
+  }
 }
 
 /** A film needs a seekable input, as its index may lie at the end. */
 async function runFilm(
-  encoding: Encoding & { facts: MovieFacts },
-  run: Pick<FfmpegRun, 'output' | 'outputBytesMax' | 'keep'>,
+  encoding: FilmEncoding,
+  run: Pick<FfmpegRun, 'output' | 'outputBytesMax' | 'devices'> & {
+    keep: (output: AsyncIterable<Buffer>) => Promise<HeldBytes>
+  },
 ): Promise<{ exit: SandboxExit; value: HeldBytes }> {
-  const { facts, source } = encoding
-  await requireReadable(encoding)
-  const input = (at: (name: string) => string) => [
-    ...words('-protocol_whitelist file -f mov -codec_whitelist'),
-    filmDecoders.join(),
-    '-max_pixels',
-    String(limits.videoFramePixelsMax),
-    ...words('-threads 2'),
-    '-i',
-    `file:${at('medium')}`,
-  ]
-  const result = await runFfmpeg(encoding, {
+  const { facts, source, salvage = false } = encoding
+  const { widthPixels = 0, heightPixels = 0 } = facts.picture ?? {}
+  const whole: FfmpegRun = {
     ...run,
-    input,
-    inputs: { medium: source.path },
-    durationMs: facts.durationMs === 0 ? limits.videoDurationMsMax : facts.durationMs,
+    ...filmInput(encoding),
+    lenient: salvage,
+    durationMs: facts.durationMs === 0 ? likelyMs(source) : facts.durationMs,
     // Beyond full HD the work per second grows with the pixels.
-    effort: Math.max(1, (facts.widthPixels * facts.heightPixels) / 2_100_000),
+    effort: Math.max(1, (widthPixels * heightPixels) / 2_100_000),
     what: 'film',
-  })
+  }
+  let result: { exit: SandboxExit; value: HeldBytes }
+  try {
+    result = await runFfmpeg(encoding, { ...whole, keep: run.keep })
+  } catch (error) {
+    if (!isSluiceError(error) || error.code !== 'media.corrupt') throw error
+    await source.assertUnchanged()
+    throw corruptMedium('film', { ms: await findBreak(encoding, whole) })
+  }
   // The decoder opened the path and not our descriptor: make sure that it was the same file.
   try {
     await source.assertUnchanged()
@@ -206,148 +298,183 @@ async function runFilm(
   return result
 }
 
-async function finishFlac(options: {
-  exit: SandboxExit
-  frames: HeldBytes
-  flac: ReturnType<typeof splitFlac>
-  encoding: Encoding
-}): Promise<Omit<NormalisedMedium, 'removed' | 'source'> & { samples: number }> {
-  const { exit, frames, flac, encoding } = options
-  const facts = flac.facts()
-  const { micros, durationMs } = readProgress(exit)
-  // Exact: a microsecond is a fraction of a sample at every rate that is allowed.
-  const samples = Math.round((micros * facts.sampleRateHz) / 1_000_000)
+/** Where a container does not say how long it is: at 64 kbit/s, or the longest that is allowed. */
+function likelyMs(source: Source): number {
+  return Math.min(limits.videoDurationMsMax, source.bytes / 8)
+}
+
+/** Decodes until it breaks, and tells how far it came; only ever run for what is refused. */
+async function findBreak(encoding: Encoding, run: FfmpegRun): Promise<number> {
+  const { value } = await startFfmpeg(
+    encoding,
+    {
+      ...run,
+      output: words(
+        '-map 0:V:0? -map 0:a:0? -vf scale=2:2 -fps_mode passthrough -f framecrc pipe:1',
+      ),
+      outputBytesMax: 64 * 1024 ** 2,
+      wallMs: lookMs,
+    },
+    readLastTime,
+  )
+  return value
+}
+
+async function normaliseBare(source: Source, options: AvOptions): Promise<NormalisedMedium> {
+  const input = await readSoundInput(source, options)
+  const { facts } = input
+  const durationMs = (facts.samples / facts.sampleRateHz) * 1000
+  requireLimits({ durationMs, picture: undefined, sound: facts, removed: [] })
+  const { ffmpeg, salvage = false, profile = 'analysis', speech = false } = options
+  if (ffmpeg === undefined) {
+    if (input.pcm === undefined || input.pcm.bigEndian) throw ffmpegMissing('this kind of sound')
+    return rewriteWav(source, input.pcm, options)
+  }
+  const encoding = { ...options, ffmpeg, source }
+  const recipe = planSound({
+    profile: profiles[profile].sound,
+    depth: input.depth,
+    filters: input.filters,
+    speech,
+  })
+  const sound = keepSound(recipe, encoding, facts.sampleRateHz)
+  const run: FfmpegRun = {
+    input: () => [...input.args, '-i', 'pipe:0'],
+    output: recipe.args,
+    stdin: input.bytes(),
+    durationMs: durationMs === 0 ? likelyMs(source) : durationMs,
+    outputBytesMax: soundBytesMax(facts),
+    lenient: salvage,
+    what: 'sound',
+  }
+  let result: { exit: SandboxExit; value: HeldBytes }
   try {
-    requireSoundLimits({ ...facts, samples })
-    if (samples === 0) throw corruptSound()
+    result = await runFfmpeg(encoding, { ...run, keep: sound.keep })
   } catch (error) {
-    await frames[Symbol.asyncDispose]()
+    if (!isSluiceError(error) || error.code !== 'media.corrupt') throw error
+    const again = { ...run, stdin: input.bytes() }
+    throw corruptMedium('sound', { ms: await findBreak(encoding, again) })
+  }
+  const medium = await sound.finish({ exit: result.exit, held: result.value })
+  try {
+    if (!salvage && !speech) requireSamples(input, readSamples(result.exit, facts.sampleRateHz))
+  } catch (error) {
+    await medium.content[Symbol.asyncDispose]()
     throw error
   }
-  return {
-    kind: 'audio',
-    extension: 'flac',
-    codec: 'flac',
-    durationMs,
-    sampleRateHz: facts.sampleRateHz,
-    channels: facts.channels,
-    tools: { ffmpeg: encoding.ffmpeg.version },
-    content: withHead(flac.head(samples), frames),
-    samples,
-  }
-}
-
-async function normaliseWav(source: Source, options: AvOptions): Promise<NormalisedMedium> {
-  const wav = await readWav(source)
-  const frameBytes = (wav.channels * wav.bitsPerSample) / 8
-  const samples = wav.dataBytes / frameBytes
-  requireSoundLimits({ ...wav, samples })
-  const { ffmpeg } = options
-  const lossless = wav.encoding === 'integer' && wav.bitsPerSample <= 24
-  if (ffmpeg === undefined || !lossless) return rewriteWav(source, wav, options)
-  const bare = wav.bitsPerSample === 8 ? 'u8' : `s${wav.bitsPerSample}le`
-  const wide = wav.bitsPerSample === 24
-  return encodeSound(
-    { ...options, ffmpeg, source },
-    {
-      input: [
-        ...words('-protocol_whitelist pipe -f'),
-        bare,
-        '-ar',
-        String(wav.sampleRateHz),
-        '-ac',
-        String(wav.channels),
-      ],
-      stdin: source.stream(wav.dataOffset, wav.dataOffset + wav.dataBytes),
-      facts: { ...wav, samples },
-      wide,
-      exactly: true,
-      removed: wav.removed,
-    },
-  )
-}
-
-async function rewriteWav(
-  source: Source,
-  wav: WavFacts,
-  options: AvOptions,
-): Promise<NormalisedMedium> {
-  async function* plain(): AsyncGenerator<Buffer> {
-    yield plainWavHead(wav)
-    yield* source.stream(wav.dataOffset, wav.dataOffset + wav.dataBytes)
-    if (wav.dataBytes % 2 === 1) yield Buffer.alloc(1)
-  }
-  const sampleCode = wav.encoding === 'float' ? 'f' : wav.bitsPerSample === 8 ? 'u' : 's'
-  const suffix = wav.bitsPerSample === 8 ? '' : 'le'
-  const bytesPerSecond = (wav.sampleRateHz * wav.channels * wav.bitsPerSample) / 8
-  return {
-    kind: 'audio',
-    extension: 'wav',
-    codec: `pcm_${sampleCode}${wav.bitsPerSample}${suffix}`,
-    durationMs: Math.round((wav.dataBytes / bytesPerSecond) * 1000),
-    sampleRateHz: wav.sampleRateHz,
-    channels: wav.channels,
-    source: sourceOf(source),
-    removed: wav.removed,
-    tools: {},
-    content: await hold(plain(), options),
-  }
-}
-
-async function normaliseFlac(source: Source, options: AvOptions): Promise<NormalisedMedium> {
-  const { ffmpeg } = options
-  const start = id3Bytes(await source.read(0, Math.min(10, source.bytes)))
-  const left = source.bytes - start
-  const facts = readFlacHead(await source.read(start, Math.min(flacHeadBytes, left)))
-  requireSoundLimits(facts)
-  const blocks = await listFlacBlocks(left, (at, length) => source.read(start + at, length))
-  if (facts.bitsPerSample > 24) {
-    throw new SluiceError('media.unsupported', 'the content is FLAC of more than 24 bits', {
-      hint: 'Export it with 24 bits or fewer.',
-    })
-  }
-  if (ffmpeg === undefined) throw ffmpegMissing('FLAC')
-  return encodeSound(
-    { ...options, ffmpeg, source },
-    {
-      input: ['-protocol_whitelist', 'pipe', '-f', 'flac', '-codec_whitelist', 'flac'],
-      stdin: source.stream(start),
-      facts,
-      wide: facts.bitsPerSample > 16,
-      exactly: true,
-      removed: start > 0 ? ['id3', ...blocks] : blocks,
-    },
-  )
-}
-
-async function normaliseMp3(source: Source, options: AvOptions): Promise<NormalisedMedium> {
-  const { ffmpeg } = options
-  const mp3 = await readMp3(source)
-  if (ffmpeg === undefined) throw ffmpegMissing('MP3')
-  const declared = mp3.declared
-  return encodeSound(
-    { ...options, ffmpeg, source },
-    {
-      input: ['-protocol_whitelist', 'pipe', '-f', 'mp3', '-codec_whitelist', 'mp3,mp3float'],
-      stdin: source.stream(mp3.start, mp3.end),
-      facts: {
-        // The most MP3 can have; what came out is checked again.
-        sampleRateHz: 48_000,
-        channels: 2,
-        bitsPerSample: 16,
-        samples: declared?.samples ?? 0,
-      },
-      wide: false,
-      exactly: declared?.exact === true,
-      // Without seeking, ffmpeg leaves the padding at the end to us.
-      filter: declared?.exact === true ? `atrim=end_sample=${declared.samples}` : undefined,
-      removed: mp3.removed,
-    },
-  )
+  return { ...medium, source: sourceOf(source), removed: input.removed }
 }
 
 /** An MP3's own count includes what the encoder put before and behind: at most about four frames. */
 const paddingSamplesMax = 5 * 1152
+
+function requireSamples(input: SoundInput, samples: number): void {
+  const { facts, check } = input
+  if (check === 'none' || facts.samples === 0) return
+  const missing = facts.samples - samples
+  if (check === 'exactly' ? missing === 0 : missing <= paddingSamplesMax) return
+  throw corruptMedium('sound', { ms: (samples / facts.sampleRateHz) * 1000 })
+}
+
+/** Exact: a microsecond is a fraction of a sample at every rate that is allowed. */
+function readSamples(exit: SandboxExit, sampleRateHz: number): number {
+  return Math.round((readProgress(exit).micros * sampleRateHz) / 1_000_000)
+}
+
+type FinishedSound = Omit<NormalisedMedium, 'removed' | 'source'>
+
+/** Keeps what an encoder writes of a sound, and checks it with a parser that took no part in writing it. */
+function keepSound(
+  recipe: SoundRecipe,
+  encoding: Encoding,
+  /** Of the source. */
+  sampleRateHz = 0,
+): {
+  keep: (output: AsyncIterable<Buffer>) => Promise<HeldBytes>
+  finish: (ended: { exit: SandboxExit; held: HeldBytes }) => Promise<FinishedSound>
+} {
+  const flac = splitFlac()
+  const wavpack = splitWavpack()
+  const keep = (output: AsyncIterable<Buffer>) => {
+    if (recipe.codec === 'flac') return hold(flac.frames(output), encoding)
+    if (recipe.codec === 'wavpack') return hold(wavpack.rest(output), encoding)
+    return hold(recipe.codec === 'aac' ? cleanFilm(output) : output, encoding)
+  }
+  const finish = async ({ exit, held }: { exit: SandboxExit; held: HeldBytes }) => {
+    let content = held
+    try {
+      if (recipe.codec === 'flac') {
+        content = withHead(flac.head(readSamples(exit, flac.facts().sampleRateHz)), held)
+      }
+      if (recipe.codec === 'wavpack') {
+        content = withHead(wavpack.head(readSamples(exit, sampleRateHz)), held)
+      }
+      const checked = await checkSound(recipe, content)
+      const { durationMs } = readProgress(exit)
+      if (durationMs === 0) throw corruptMedium('sound', { ms: 0 })
+      requireLimits({
+        durationMs,
+        picture: undefined,
+        sound: checked,
+        removed: [],
+      })
+      return {
+        kind: 'audio' as const,
+        extension: recipe.extension,
+        codec: recipe.codec,
+        durationMs,
+        sampleRateHz: checked.sampleRateHz,
+        channels: checked.channels,
+        tools: { ffmpeg: encoding.ffmpeg.version },
+        content,
+      }
+    } catch (error) {
+      await content[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+  return { keep, finish }
+}
+
+async function checkSound(
+  recipe: SoundRecipe,
+  content: HeldBytes,
+): Promise<{ sampleRateHz: number; channels: number }> {
+  switch (recipe.codec) {
+    case 'flac':
+      return checkFlac(content.read())
+    case 'wavpack':
+      return checkWavpack(content.read())
+    case 'aac':
+      return checkFilm(content.read())
+  }
+}
+
+/** On a host without ffmpeg, samples travel as they are: in a WAV that holds nothing else. */
+async function rewriteWav(
+  source: Source,
+  pcm: PcmFacts,
+  options: AvOptions,
+): Promise<NormalisedMedium> {
+  async function* plain(): AsyncGenerator<Buffer> {
+    yield plainWavHead(pcm)
+    yield* source.stream(pcm.dataOffset, pcm.dataOffset + pcm.dataBytes)
+    if (pcm.dataBytes % 2 === 1) yield Buffer.alloc(1)
+  }
+  const bytesPerSecond = (pcm.sampleRateHz * pcm.channels * pcm.bitsPerSample) / 8
+  return {
+    kind: 'audio',
+    extension: 'wav',
+    codec: `pcm_${pcmName(pcm)}`,
+    durationMs: Math.round((pcm.dataBytes / bytesPerSecond) * 1000),
+    sampleRateHz: pcm.sampleRateHz,
+    channels: pcm.channels,
+    source: sourceOf(source),
+    removed: pcm.removed,
+    tools: {},
+    content: await hold(plain(), options),
+  }
+}
 
 /**
  * Root opens every file, but a decoder run by root has none of root's privileges. Elsewhere what the
@@ -375,48 +502,6 @@ async function requireReadable({ source, isolation }: Encoding): Promise<void> {
   )
 }
 
-type SoundRun = {
-  input: readonly string[]
-  stdin: AsyncIterable<Buffer>
-  /** As the source declares them; `samples` 0 when unknown. */
-  facts: FlacFacts
-  /** 24 bits instead of 16. */
-  wide: boolean
-  /** Whether the declared number of samples must be met exactly. */
-  exactly: boolean
-  filter?: string | undefined
-  removed: string[]
-}
-
-async function encodeSound(encoding: Encoding, run: SoundRun): Promise<NormalisedMedium> {
-  const { facts } = run
-  const flac = splitFlac()
-  const declaredMs = (facts.samples / facts.sampleRateHz) * 1000
-  const { exit, value: frames } = await runFfmpeg(encoding, {
-    input: () => [...run.input, '-i', 'pipe:0'],
-    output: [
-      ...words('-map 0:a:0'),
-      ...nothingCarriedOver,
-      ...words('-vn -c:a flac'),
-      ...(run.filter === undefined ? [] : ['-af', run.filter]),
-      ...(run.wide ? ['-sample_fmt', 's32', '-bits_per_raw_sample', '24'] : ['-sample_fmt', 's16']),
-      ...words('-f flac'),
-    ],
-    stdin: run.stdin,
-    durationMs: declaredMs === 0 ? limits.audioDurationMsMax : declaredMs,
-    outputBytesMax: soundBytesMax(facts),
-    keep: (output) => hold(flac.frames(output), encoding),
-    what: 'sound',
-  })
-  const { samples, ...sound } = await finishFlac({ exit, frames, flac, encoding })
-  const missing = facts.samples === 0 ? 0 : facts.samples - samples
-  if (run.exactly ? missing !== 0 : missing > paddingSamplesMax) {
-    await sound.content[Symbol.asyncDispose]()
-    throw corruptSound()
-  }
-  return { ...sound, source: sourceOf(encoding.source), removed: run.removed }
-}
-
 function sourceOf(source: Source): NormalisedMedium['source'] {
   return { format: source.format, bytes: source.bytes }
 }
@@ -424,20 +509,7 @@ function sourceOf(source: Source): NormalisedMedium['source'] {
 /** FLAC of noise is hardly larger than its samples: four bytes each is more than enough. */
 function soundBytesMax(facts: { sampleRateHz: number; channels: number }): number {
   const seconds = limits.audioDurationMsMax / 1000 + 1
-  return facts.sampleRateHz * facts.channels * 4 * seconds
-}
-
-function requireSoundLimits(facts: Pick<FlacFacts, 'sampleRateHz' | 'channels' | 'samples'>): void {
-  const durationMs = (facts.samples / facts.sampleRateHz) * 1000
-  const fits =
-    facts.sampleRateHz <= limits.audioSampleRateHzMax &&
-    facts.channels <= limits.audioChannelsMax &&
-    durationMs <= limits.audioDurationMsMax
-  if (fits) return
-  const minutes = limits.audioDurationMsMax / 60_000
-  throw new SluiceError('media.too_large', 'the sound is too long or has too many channels', {
-    hint: `The limits are ${minutes} minutes, ${limits.audioChannelsMax} channels and ${limits.audioSampleRateHzMax} Hz.`,
-  })
+  return facts.sampleRateHz * Math.max(facts.channels, 2) * 4 * seconds
 }
 
 /** A film that ends more than two seconds early was cut inside; encoders add or lose some frames. */
@@ -445,21 +517,9 @@ const durationSlackMs = 2000
 
 function requireDuration(durationMs: number, declaredMs: number): void {
   if (durationMs > limits.videoDurationMsMax) {
-    throw new SluiceError('media.too_large', 'the film is too long', {
-      hint: `The limit is ${limits.videoDurationMsMax / 60_000} minutes; split it first.`,
-    })
+    throw tooLarge('film', 'is too long', `${limits.videoDurationMsMax / 60_000} minutes`)
   }
-  if (durationMs + durationSlackMs < declaredMs * 0.98) throw corruptFilm()
-}
-
-function corruptFilm(): SluiceError {
-  return new SluiceError('media.corrupt', 'the film is damaged or cut short', {
-    hint: 'Copy it from the camera again; damaged films are not sealed.',
-  })
-}
-
-function corruptSound(): SluiceError {
-  return new SluiceError('media.corrupt', 'the sound is damaged or cut short', {
-    hint: 'Copy it from the recorder again; damaged recordings are not sealed.',
-  })
+  if (durationMs + durationSlackMs < declaredMs * 0.98) {
+    throw corruptMedium('film', { ms: durationMs })
+  }
 }

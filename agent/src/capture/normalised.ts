@@ -1,5 +1,5 @@
 /** One medium as it leaves the gate: finished, checked, and held until it is archived. */
-import type { MediumKind } from '@sluice/protocol/manifest'
+import type { MediumKind, ScanMark } from '@sluice/protocol/manifest'
 import type { HeldBytes } from './scratch.ts'
 import type { SourceFormat } from './sniff.ts'
 
@@ -7,7 +7,7 @@ import type { SourceFormat } from './sniff.ts'
 export type NormalisedMedium = {
   kind: MediumKind
   /** Extension of the name in the archive, without a dot. */
-  extension: 'jpg' | 'png' | 'webp' | 'mp4' | 'flac' | 'wav'
+  extension: 'jpg' | 'png' | 'webp' | 'mp4' | 'flac' | 'wav' | 'm4a' | 'wv'
   /** In ffprobe's words. */
   codec: string
   widthPixels?: number
@@ -24,7 +24,9 @@ export type NormalisedMedium = {
   partial?: true
   /** What became of a high dynamic range; absent when there was none. */
   hdr?: 'tone-mapped' | 'clipped' | 'kept'
-  source: { format: SourceFormat; bytes: number }
+  source: { format: SourceFormat; bytes: number; nameDisagrees?: true }
+  /** What the scanners said; absent where nothing is scanned. */
+  scan?: ScanMark
   /** Kinds of metadata that were there and are gone, never values. */
   removed: string[]
   /** Tool name to version, for the manifest. */

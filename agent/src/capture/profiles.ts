@@ -23,14 +23,27 @@ export type ImageProfile = {
 }
 
 export type FilmProfile = {
+  /** H.264 and HEVC stay as they are coded, their bitstream filtered, where nothing is trimmed or turned. */
+  copy: boolean
   /** Constant rate factor of x264: 0 is lossless, 51 the worst. */
   rateFactor: number
-  soundKilobitsPerSecond: number
+  /** Of x264: how long it looks for fewer bytes. */
+  preset: 'veryfast' | 'medium'
+  /** A film with a longer side is scaled down to it. */
+  sidePixelsMax: number
+  /** `8`: eight bits, 4:2:0, square pixels, ordinary brightness; else as the source has it. */
+  depth: '8' | 'as-is'
+  /** The sound that stays in the film. */
+  sound: { codec: 'aac'; kilobitsPerSecond: number } | { codec: 'flac' }
 }
 
-export type SoundProfile = {
-  form: 'flac'
-}
+export type SoundProfile =
+  | {
+      codec: 'flac'
+      /** Samples of 32 bits and floats: cut to 24 bits in FLAC, or all of them in WavPack. */
+      deep: 'flac' | 'wavpack'
+    }
+  | { codec: 'aac'; kilobitsPerSecond: number }
 
 export type Profile = { image: ImageProfile; film: FilmProfile; sound: SoundProfile }
 
@@ -46,8 +59,15 @@ const analysis: Profile = {
     pages: 'all',
     frames: 'first',
   },
-  film: { rateFactor: 20, soundKilobitsPerSecond: 192 },
-  sound: { form: 'flac' },
+  film: {
+    copy: false,
+    rateFactor: 20,
+    preset: 'veryfast',
+    sidePixelsMax: 4096,
+    depth: '8',
+    sound: { codec: 'aac', kilobitsPerSecond: 192 },
+  },
+  sound: { codec: 'flac', deep: 'flac' },
 }
 
 /** Nothing that can be seen or measured is lost. */
@@ -62,8 +82,15 @@ const faithful: Profile = {
     pages: 'all',
     frames: 'all',
   },
-  film: { rateFactor: 0, soundKilobitsPerSecond: 320 },
-  sound: { form: 'flac' },
+  film: {
+    copy: true,
+    rateFactor: 0,
+    preset: 'veryfast',
+    sidePixelsMax: Infinity,
+    depth: 'as-is',
+    sound: { codec: 'flac' },
+  },
+  sound: { codec: 'flac', deep: 'wavpack' },
 }
 
 /** For thin links: what a person still calls a good picture, in a fifth of the bytes. */
@@ -78,8 +105,15 @@ const compact: Profile = {
     pages: 'all',
     frames: 'first',
   },
-  film: { rateFactor: 28, soundKilobitsPerSecond: 96 },
-  sound: { form: 'flac' },
+  film: {
+    copy: false,
+    rateFactor: 28,
+    preset: 'medium',
+    sidePixelsMax: 1280,
+    depth: '8',
+    sound: { codec: 'aac', kilobitsPerSecond: 96 },
+  },
+  sound: { codec: 'aac', kilobitsPerSecond: 96 },
 }
 
 export const profiles: Record<GateProfile, Profile> = { analysis, faithful, compact }

@@ -1,0 +1,119 @@
+/** Reads an AIFF or AIFF-C strictly: the format of its samples, and where they lie. */
+import { corruptMedium, unsupportedMedium } from './av-facts.ts'
+import type { Readable, ReadOptions } from './av-facts.ts'
+import type { PcmFacts } from './wav-structure.ts'
+
+const chunksMax = 10_000
+
+const chunkKinds = new Map([
+  ['NAME', 'text'],
+  ['AUTH', 'text'],
+  ['(c) ', 'text'],
+  ['ANNO', 'text'],
+  ['COMT', 'text'],
+  ['ID3 ', 'id3'],
+  ['id3 ', 'id3'],
+  ['MARK', 'cuesheet'],
+])
+
+/** Compression types that are none: big-endian integers, little-endian ones, floats, and G.711. */
+const encodings = new Map<string, { encoding: PcmFacts['encoding']; bigEndian: boolean }>([
+  ['NONE', { encoding: 'integer', bigEndian: true }],
+  ['twos', { encoding: 'integer', bigEndian: true }],
+  ['in24', { encoding: 'integer', bigEndian: true }],
+  ['in32', { encoding: 'integer', bigEndian: true }],
+  ['sowt', { encoding: 'integer', bigEndian: false }],
+  ['fl32', { encoding: 'float', bigEndian: true }],
+  ['FL32', { encoding: 'float', bigEndian: true }],
+  ['fl64', { encoding: 'float', bigEndian: true }],
+  ['FL64', { encoding: 'float', bigEndian: true }],
+  ['alaw', { encoding: 'alaw', bigEndian: true }],
+  ['ALAW', { encoding: 'alaw', bigEndian: true }],
+  ['ulaw', { encoding: 'mulaw', bigEndian: true }],
+  ['ULAW', { encoding: 'mulaw', bigEndian: true }],
+])
+
+/**
+ * @throws SluiceError `media.corrupt` with the byte, `media.unsupported` for compressed samples.
+ * @see Apple, "Audio Interchange File Format AIFF-C", draft 8/26/91.
+ */
+export async function readAiff(source: Readable, options: ReadOptions = {}): Promise<PcmFacts> {
+  if (source.bytes < 12) throw corruptMedium('sound', { byte: source.bytes })
+  const head = await source.read(0, 12)
+  const compressed = head.toString('latin1', 8, 12) === 'AIFC'
+  const end = Math.min(8 + head.readUInt32BE(4), source.bytes)
+  if (8 + head.readUInt32BE(4) > source.bytes && options.salvage !== true) {
+    throw corruptMedium('sound', { byte: source.bytes })
+  }
+  const removed = new Set<string>()
+  if (end + (end % 2) < source.bytes) removed.add('trailer')
+  let format: ReturnType<typeof readCommon> | undefined
+  let data: { offset: number; bytes: number } | undefined
+  let count = 0
+  for (let at = 12; at + 8 <= end;) {
+    if (++count > chunksMax) throw corruptMedium('sound', { byte: at })
+    const header = await source.read(at, 8)
+    const name = header.toString('latin1', 0, 4)
+    const bytes = header.readUInt32BE(4)
+    const within = Math.min(bytes, end - at - 8)
+    if (within < bytes && !(options.salvage === true && name === 'SSND')) {
+      throw corruptMedium('sound', { byte: at })
+    }
+    if (name === 'COMM') {
+      if (format !== undefined || bytes < 18 || bytes > 4096) {
+        throw corruptMedium('sound', { byte: at })
+      }
+      format = readCommon(await source.read(at + 8, bytes), compressed)
+    } else if (name === 'SSND') {
+      if (data !== undefined || within < 8) throw corruptMedium('sound', { byte: at })
+      const offset = (await source.read(at + 8, 4)).readUInt32BE(0)
+      if (8 + offset > within) throw corruptMedium('sound', { byte: at })
+      data = { offset: at + 16 + offset, bytes: within - 8 - offset }
+    } else if (name !== 'FVER') {
+      removed.add(chunkKinds.get(name) ?? 'other')
+    }
+    at += 8 + bytes + (bytes % 2)
+  }
+  if (format === undefined || data === undefined) throw corruptMedium('sound', { byte: end })
+  const { samples, ...facts } = format
+  const frameBytes = (facts.channels * facts.bitsPerSample) / 8
+  const expected = samples * frameBytes
+  if (data.bytes < expected && options.salvage !== true) {
+    throw corruptMedium('sound', { byte: data.offset + data.bytes })
+  }
+  const dataBytes = Math.min(expected, data.bytes - (data.bytes % frameBytes))
+  if (dataBytes === 0) throw corruptMedium('sound', { byte: data.offset })
+  return {
+    ...facts,
+    dataOffset: data.offset,
+    dataBytes,
+    partial: dataBytes < expected,
+    removed: [...removed].toSorted(),
+  }
+}
+
+function readCommon(common: Buffer, compressed: boolean) {
+  const channels = common.readUInt16BE(0)
+  const samples = common.readUInt32BE(2)
+  const name = compressed && common.length >= 22 ? common.toString('latin1', 18, 22) : 'NONE'
+  const found = encodings.get(name)
+  if (found === undefined) throw unsupportedMedium('sound', 'compressed sound in an AIFF file')
+  const { encoding, bigEndian } = found
+  // Fewer significant bits than a whole number of bytes are padded with zeros.
+  const said = common.readUInt16BE(6)
+  const bitsPerSample =
+    encoding === 'alaw' || encoding === 'mulaw' ? 8 : Math.max(8, Math.ceil(said / 8) * 8)
+  const sampleRateHz = readExtended(common.subarray(8, 18))
+  const fits = encoding === 'float' ? [32, 64] : [8, 16, 24, 32]
+  if (channels === 0 || !fits.includes(bitsPerSample)) throw corruptMedium('sound')
+  if (!Number.isInteger(sampleRateHz) || sampleRateHz <= 0) throw corruptMedium('sound')
+  // Unlike in WAV, eight bits have a sign.
+  return { encoding, bigEndian, signed: true, bitsPerSample, channels, sampleRateHz, samples }
+}
+
+/** IEEE 754 extended precision: sign and 15 bits of exponent, then 64 bits of mantissa. */
+function readExtended(bytes: Buffer): number {
+  const exponent = (bytes.readUInt16BE(0) & 0x7fff) - 16_383 - 63
+  const value = Number(bytes.readBigUInt64BE(2)) * 2 ** exponent
+  return Number.isFinite(value) ? Math.round(value) : 0
+}

@@ -1,0 +1,167 @@
+/** Reads the head of an AVI for the facts that are needed before anything decodes it. */
+import { limits } from '@sluice/protocol/limits'
+import { corruptMedium, requireLimits, tooLarge } from './av-facts.ts'
+import type { AvFacts, PictureFacts, Readable, ReadOptions } from './av-facts.ts'
+
+/** The list of headers; samples lie in another one. */
+const headerBytesMax = 4 * 1024 ** 2
+const chunksMax = 10_000
+/** RIFF within RIFF is an attack, not a film: headers lie two lists deep. */
+const depthMax = 4
+
+type Chunk = { name: string; start: number; end: number }
+
+/**
+ * @throws SluiceError `media.corrupt` with the byte where the chunks stop to fit, `media.too_large`.
+ * @see Microsoft, "AVI RIFF File Reference", and OpenDML AVI File Format Extensions 1.02.
+ */
+export async function readAvi(source: Readable, options: ReadOptions = {}): Promise<AvFacts> {
+  const removed = new Set<string>()
+  let header: Buffer | undefined
+  let pictures = false
+  let count = 0
+  for (let at = 0; at + 12 <= source.bytes;) {
+    const head = await source.read(at, 12)
+    const name = head.toString('latin1', 0, 4)
+    // Behind the last chunk, cameras leave padding: not RIFF, so not the film's.
+    if (name !== 'RIFF') {
+      if (at === 0) throw corruptMedium('film', { byte: 0 })
+      removed.add('trailer')
+      break
+    }
+    const end = at + 8 + head.readUInt32LE(4)
+    if (end > source.bytes && options.salvage !== true) {
+      throw corruptMedium('film', { byte: source.bytes })
+    }
+    const within = Math.min(end, source.bytes)
+    for (let chunkAt = at + 12; chunkAt + 8 <= within;) {
+      if (++count > chunksMax) throw corruptMedium('film', { byte: chunkAt })
+      const chunk = await chunkAtOffset(source, chunkAt)
+      const left = within - chunk.start
+      if (chunk.end > within && !(options.salvage === true && header !== undefined)) {
+        throw corruptMedium('film', { byte: chunkAt })
+      }
+      const list =
+        chunk.name === 'LIST'
+          ? (await source.read(chunk.start, Math.min(4, left))).toString('latin1')
+          : ''
+      if (list === 'hdrl' && header === undefined) {
+        if (chunk.end - chunk.start > headerBytesMax) throw corruptMedium('film', { byte: chunkAt })
+        header = await source.read(chunk.start, chunk.end - chunk.start)
+      }
+      if (list === 'movi') pictures = true
+      if (list === 'INFO') removed.add('text')
+      if (chunk.name === 'IDIT') removed.add('time')
+      if (['_PMX', 'id3 ', 'ID3 '].includes(chunk.name))
+        removed.add(chunk.name === '_PMX' ? 'xmp' : 'id3')
+      chunkAt = chunk.end + ((chunk.end - chunk.start) % 2)
+    }
+    at = Math.max(end + (end % 2), at + 12)
+  }
+  if (header === undefined || !pictures) throw corruptMedium('film', { byte: source.bytes })
+  const facts = { ...readHeader(header, removed), removed: [...removed].toSorted() }
+  requireLimits(facts)
+  return facts
+}
+
+async function chunkAtOffset(source: Readable, at: number): Promise<Chunk> {
+  const head = await source.read(at, 8)
+  return { name: head.toString('latin1', 0, 4), start: at + 8, end: at + 8 + head.readUInt32LE(4) }
+}
+
+function readHeader(header: Buffer, removed: Set<string>): Omit<AvFacts, 'removed'> {
+  const pictures: (PictureFacts & { durationMs: number })[] = []
+  const sounds: { durationMs: number; sampleRateHz: number; channels: number }[] = []
+  let main = { durationMs: 0, frames: 0 }
+  for (const chunk of chunksIn(header, [4, header.length], 1)) {
+    if (chunk.name === 'avih') main = readMainHeader(header, chunk)
+    if (chunk.name === 'IDIT') removed.add('time')
+    if (chunk.name !== 'LIST') continue
+    const list = header.toString('latin1', chunk.start, chunk.start + 4)
+    if (list === 'INFO') removed.add('text')
+    if (list !== 'strl') continue
+    const stream = readStream(header, chunk, removed)
+    if (stream.kind === 'vids') pictures.push(stream.picture)
+    else if (stream.kind === 'auds') sounds.push(stream.sound)
+    else removed.add(stream.kind === 'txts' ? 'subtitles' : 'other-tracks')
+  }
+  if (pictures.length + sounds.length > limits.tracksMax) {
+    throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
+  }
+  if (pictures.length > 1 || sounds.length > 1) removed.add('further-tracks')
+  const [first] = pictures
+  const durationMs = Math.max(
+    main.durationMs,
+    ...pictures.map((picture) => picture.durationMs),
+    ...sounds.map((sound) => sound.durationMs),
+  )
+  for (const { durationMs: _, ...picture } of pictures.slice(1)) {
+    requireLimits({ durationMs: 0, picture, sound: undefined, removed: [] })
+  }
+  return {
+    durationMs: pictures.length === 0 && sounds.length === 0 ? 0 : durationMs,
+    picture:
+      first === undefined ? undefined : { ...first, frames: Math.max(first.frames, main.frames) },
+    sound: sounds[0],
+  }
+}
+
+function readMainHeader(header: Buffer, chunk: Chunk): { durationMs: number; frames: number } {
+  if (chunk.end - chunk.start < 32) throw corruptMedium('film')
+  const microsPerFrame = header.readUInt32LE(chunk.start)
+  const frames = header.readUInt32LE(chunk.start + 16)
+  return { durationMs: Math.round((microsPerFrame * frames) / 1000), frames }
+}
+
+function readStream(header: Buffer, list: Chunk, removed: Set<string>) {
+  const chunks = chunksIn(header, [list.start + 4, list.end], 2)
+  const head = chunks.find(({ name }) => name === 'strh')
+  const format = chunks.find(({ name }) => name === 'strf')
+  if (head === undefined || format === undefined || head.end - head.start < 36) {
+    throw corruptMedium('film')
+  }
+  if (chunks.some(({ name }) => name === 'strn')) removed.add('text')
+  // Cameras keep notes of their own there, such as Casio's and Nikon's tags.
+  if (chunks.some(({ name }) => name === 'strd')) removed.add('maker-notes')
+  const kind = header.toString('latin1', head.start, head.start + 4)
+  const scale = header.readUInt32LE(head.start + 20)
+  const rate = header.readUInt32LE(head.start + 24)
+  const length = header.readUInt32LE(head.start + 32)
+  const durationMs = rate === 0 ? 0 : Math.round((length * scale * 1000) / rate)
+  const bytes = format.end - format.start
+  if (kind === 'vids' && bytes < 20) throw corruptMedium('film')
+  if (kind === 'auds' && bytes < 14) throw corruptMedium('film')
+  const codec =
+    kind === 'vids' ? header.toString('latin1', format.start + 16, format.start + 20) : ''
+  return {
+    kind,
+    picture: {
+      codec: /^(?:h264|avc1|x264)$/i.test(codec) ? ('h264' as const) : ('other' as const),
+      widthPixels: kind === 'vids' ? header.readUInt32LE(format.start + 4) : 0,
+      // Negative: rows run from top to bottom.
+      heightPixels: kind === 'vids' ? Math.abs(header.readInt32LE(format.start + 8)) : 0,
+      frames: length,
+      highDynamicRange: false,
+      edited: false,
+      durationMs,
+    },
+    sound: {
+      channels: kind === 'auds' ? header.readUInt16LE(format.start + 2) : 0,
+      sampleRateHz: kind === 'auds' ? header.readUInt32LE(format.start + 4) : 0,
+      durationMs,
+    },
+  }
+}
+
+function chunksIn(bytes: Buffer, [start, end]: [number, number], depth: number): Chunk[] {
+  if (depth > depthMax) throw corruptMedium('film')
+  const chunks: Chunk[] = []
+  for (let at = start; at + 8 <= end;) {
+    const name = bytes.toString('latin1', at, at + 4)
+    const size = bytes.readUInt32LE(at + 4)
+    if (at + 8 + size > end || chunks.length > chunksMax) throw corruptMedium('film')
+    chunks.push({ name, start: at + 8, end: at + 8 + size })
+    at += 8 + size + (size % 2)
+  }
+  return chunks
+}

@@ -1,0 +1,266 @@
+/** Decides how ffmpeg makes a film of ours out of one of unknown origin; pure, so that each word of it can be broken in a test. */
+import type { AvFacts } from './av-facts.ts'
+import type { FirstPicture } from './first-picture.ts'
+import type { FilmProfile, SoundProfile } from './profiles.ts'
+import type { SourceFormat } from './sniff.ts'
+
+/** The words of a command line without variable parts. */
+export function words(line: string): string[] {
+  return line.split(' ')
+}
+
+/** On every output: nothing carried over, nothing about the encoder. */
+export const nothingCarriedOver = [
+  ...words('-map_metadata -1 -map_chapters -1 -dn -sn'),
+  ...words('-fflags +bitexact -flags:v +bitexact -flags:a +bitexact'),
+]
+
+/** Encoders of a graphics card; software is `x264`. */
+export const filmEncoders = ['x264', 'nvenc', 'qsv', 'vaapi'] as const
+export type FilmEncoder = (typeof filmEncoders)[number]
+
+export type FilmRecipe = {
+  args: string[]
+  codec: 'h264' | 'hevc'
+  /** What becomes of a high dynamic range. */
+  hdr?: 'tone-mapped' | 'clipped' | 'kept'
+  /** Whether coded pictures pass as they are. */
+  copied: boolean
+}
+
+type Ask = {
+  profile: FilmProfile
+  facts: AvFacts
+  format: SourceFormat
+  /** undefined when the first picture could not be looked at. */
+  first: FirstPicture | undefined
+  /** Whether ffmpeg can map high dynamic range. */
+  toneMapping: boolean
+  encoder: FilmEncoder
+  threads: number
+}
+
+/** Everything but the input. */
+export function planFilm(ask: Ask): FilmRecipe {
+  const copied = copies(ask)
+  const picture = copied === undefined ? encodePicture(ask) : copyPicture(copied, isHigh(ask))
+  const { high } = picture
+  return {
+    args: [
+      ...words('-map 0:V:0 -map 0:a:0?'),
+      ...nothingCarriedOver,
+      ...picture.args,
+      ...soundInFilm(ask.profile.sound),
+      ...filmContainer,
+      'pipe:1',
+      // What is copied has to be decoded all the same, to know that it can be.
+      ...(copied === undefined ? [] : words('-map 0:V:0 -f null -')),
+    ],
+    codec: copied ?? 'h264',
+    ...(high === undefined ? {} : { hdr: high }),
+    copied: copied !== undefined,
+  }
+}
+
+/** `delay_moov` lets the index tell the sound's lead-in, so that no frame's time is moved. */
+const filmContainer = [
+  ...words('-write_tmcd 0 -empty_hdlr_name 1 -max_muxing_queue_size 4096'),
+  ...words('-movflags +frag_keyframe+delay_moov+default_base_moof -f mp4'),
+]
+
+/** Containers whose tracks carry whole samples with their times. */
+const copiedFormats: readonly SourceFormat[] = ['mp4', 'mov', '3gp', 'mkv', 'webm']
+
+function copies({ profile, facts, format }: Ask): 'h264' | 'hevc' | undefined {
+  const { picture } = facts
+  if (!profile.copy || picture === undefined || !copiedFormats.includes(format)) return undefined
+  // A trimmed film still holds what was cut away, a turned one would lie on its side.
+  return picture.edited || picture.codec === 'other' ? undefined : picture.codec
+}
+
+type Picture = { args: string[]; high?: FilmRecipe['hdr'] | undefined }
+
+/**
+ * What may stay of coded pictures: slices and parameter sets.
+ *
+ * @see ITU-T H.264, table 7-1, and ITU-T H.265, table 7-1.
+ */
+const keptUnits = { h264: '1-5|7-8', hevc: '0-9|16-21|32-34' }
+
+function copyPicture(codec: 'h264' | 'hevc', high: boolean): Picture {
+  return {
+    high: high ? 'kept' : undefined,
+    args: [
+      ...words('-c:v copy -bsf:v'),
+      `filter_units=pass_types=${keptUnits[codec]}`,
+      ...(codec === 'hevc' ? words('-tag:v hvc1') : []),
+    ],
+  }
+}
+
+function isHigh({ first, facts }: Ask): boolean {
+  return first?.highDynamicRange ?? facts.picture?.highDynamicRange === true
+}
+
+function encodePicture(ask: Ask): Picture {
+  const { profile, encoder, first, toneMapping } = ask
+  const maps = isHigh(ask) && profile.depth === '8' && toneMapping
+  const high = !isHigh(ask)
+    ? undefined
+    : profile.depth === 'as-is'
+      ? ('kept' as const)
+      : maps
+        ? ('tone-mapped' as const)
+        : ('clipped' as const)
+  const filters = [
+    ...scaledTo(profile.sidePixelsMax),
+    ...(maps ? toneMap(first) : []),
+    ...(profile.depth === '8' ? ordinary(first) : kept),
+    ...(encoder === 'vaapi' ? ['format=nv12', 'hwupload'] : []),
+  ]
+  return {
+    args: [
+      '-vf',
+      filters.join(),
+      // Times stay what they are, in the source's own units: none is rounded, nothing filled up.
+      ...words('-fps_mode vfr -enc_time_base:v -1'),
+      ...encoderArgs(ask),
+      '-bsf:v',
+      `filter_units=pass_types=${keptUnits.h264}`,
+    ],
+    high,
+  }
+}
+
+/** A side longer than allowed is scaled down, by the shape that is seen. */
+function scaledTo(sidePixelsMax: number): string[] {
+  if (!Number.isFinite(sidePixelsMax)) return []
+  const most = String(sidePixelsMax)
+  const factor = `min(1,${most}/max(iw*max(1,sar),ih/min(1,sar)))`
+  return [`scale=w='max(2,iw*${factor})':h='max(2,ih*${factor})'`]
+}
+
+function toneMap(first: FirstPicture | undefined): string[] {
+  // A picture that does not say its colours is taken for what films of that kind are.
+  const transfer = first?.transfer === 18 ? 'arib-std-b67' : 'smpte2084'
+  return [
+    `zscale=tin=${transfer}:pin=bt2020:min=bt2020nc:t=linear:npl=100`,
+    'format=gbrpf32le',
+    'zscale=p=bt709',
+    'tonemap=tonemap=hable:desat=0',
+    'zscale=t=bt709:m=bt709:r=tv',
+  ]
+}
+
+/** Square pixels, even sides as 4:2:0 needs them; rotation is applied before by ffmpeg itself. */
+function ordinary(first: FirstPicture | undefined): string[] {
+  const matrix = first?.rgb === true ? ':out_color_matrix=bt709' : ''
+  const shape =
+    "scale=w='max(2,trunc(iw*max(1,sar)/2+0.001)*2)':h='max(2,trunc(ih/min(1,sar)/2+0.001)*2)'"
+  return [
+    `${shape}:out_range=tv${matrix}`,
+    'setsar=1',
+    ...(first?.rgb === true
+      ? ['setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709']
+      : []),
+    'format=yuv420p',
+  ]
+}
+
+/** Of what x264 takes, the nearest; a row or column is added where 4:2:0 needs it even. */
+const kept = [
+  `format=${words('yuv420p yuv422p yuv444p yuv420p10le yuv422p10le yuv444p10le').join('|')}`,
+  "pad=w='ceil(iw/2)*2':h='ceil(ih/2)*2'",
+]
+
+function encoderArgs({ profile, encoder, threads }: Ask): string[] {
+  const { rateFactor, preset } = profile
+  const factor = String(rateFactor)
+  switch (encoder) {
+    case 'x264':
+      // Without B-frames the first picture is shown at zero, so picture and sound stay together.
+      return [
+        ...words('-c:v libx264 -bf 0 -preset'),
+        preset,
+        ...(rateFactor === 0 ? ['-qp', '0'] : ['-crf', factor]),
+        '-threads',
+        String(threads),
+      ]
+    case 'nvenc':
+      return [...words('-c:v h264_nvenc -bf 0 -preset p4 -rc vbr -cq'), factor]
+    case 'qsv':
+      return [...words('-c:v h264_qsv -bf 0 -global_quality'), factor]
+    case 'vaapi':
+      return [...words('-c:v h264_vaapi -bf 0 -qp'), factor]
+  }
+}
+
+/** Layouts that AAC names by a number; for others its encoder would write a table with a comment. */
+const aacLayouts = 'aformat=channel_layouts=mono|stereo|3.0|4.0|5.0|5.1|7.1'
+
+function soundInFilm(sound: FilmProfile['sound']): string[] {
+  if (sound.codec === 'flac') return words('-c:a flac -strict -2')
+  return ['-af', aacLayouts, ...words('-c:a aac -b:a'), `${sound.kilobitsPerSecond}k`]
+}
+
+/** How a sound of its own is made: from what, with how many bits. */
+export type SoundRecipe = {
+  args: string[]
+  extension: 'flac' | 'm4a' | 'wv'
+  codec: 'flac' | 'aac' | 'wavpack'
+}
+
+/**
+ * @param ask.depth What the samples need: 16, 24, or more than FLAC holds.
+ * @param ask.filters Before everything else.
+ * @param ask.speech 16,000 samples a second of one channel.
+ */
+export function planSound(ask: {
+  profile: SoundProfile
+  depth: 16 | 24 | 32
+  filters: readonly string[]
+  speech: boolean
+}): SoundRecipe {
+  const { profile, speech } = ask
+  const coded = profile.codec === 'aac'
+  const filters = [
+    ...ask.filters,
+    ...(speech ? ['aresample=16000', 'aformat=channel_layouts=mono'] : []),
+    ...(coded ? [aacLayouts] : []),
+  ]
+  const before = [
+    ...words('-map 0:a:0 -vn'),
+    ...nothingCarriedOver,
+    ...(filters.length === 0 ? [] : ['-af', filters.join()]),
+  ]
+  if (coded) {
+    return {
+      args: [
+        ...before,
+        ...words('-c:a aac -b:a'),
+        `${profile.kilobitsPerSecond}k`,
+        ...filmContainer,
+        'pipe:1',
+      ],
+      extension: 'm4a',
+      codec: 'aac',
+    }
+  }
+  if (ask.depth === 32 && profile.deep === 'wavpack' && !speech) {
+    return {
+      args: [...before, ...words('-c:a wavpack -f wv pipe:1')],
+      extension: 'wv',
+      codec: 'wavpack',
+    }
+  }
+  const form =
+    ask.depth === 16 ? words('-sample_fmt s16') : words('-sample_fmt s32 -bits_per_raw_sample 24')
+  return {
+    args: [...before, ...words('-c:a flac'), ...form, ...words('-f flac pipe:1')],
+    extension: 'flac',
+    codec: 'flac',
+  }
+}
+
+/** Silence where the sound begins later than the picture or has gaps, so that both stay together. */
+export const inStepWithPicture = 'aresample=async=1:first_pts=0:min_hard_comp=0.02'

@@ -1,0 +1,314 @@
+/** Reads the head of a Matroska or WebM file for the facts that are needed before anything decodes it. */
+import { isSluiceError } from '@sluice/protocol/errors'
+import { limits } from '@sluice/protocol/limits'
+import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
+import type { AvFacts, PictureFacts, Readable, ReadOptions } from './av-facts.ts'
+
+/** Heads of tracks, tags and chapters; attachments and clusters are only stepped over. */
+const headBytesMax = 16 * 1024 ** 2
+/** Blocks of four hours of picture and sound, where clusters do not say how long they are. */
+const elementsMax = 4_000_000
+
+type Element = { id: number; offset: number; start: number; end: number; unknown: boolean }
+
+/** @see RFC 9559, section 5. */
+const ids = {
+  ebml: 0x1a45dfa3,
+  segment: 0x18538067,
+  info: 0x1549a966,
+  tracks: 0x1654ae6b,
+  cluster: 0x1f43b675,
+  tags: 0x1254c367,
+  chapters: 0x1043a770,
+  attachments: 0x1941a469,
+  timestampScale: 0x2ad7b1,
+  duration: 0x4489,
+  date: 0x4461,
+  title: 0x7ba9,
+  fileName: 0x7384,
+  trackEntry: 0xae,
+  trackType: 0x83,
+  trackName: 0x536e,
+  codec: 0x86,
+  encodings: 0x6d80,
+  encoding: 0x6240,
+  encryption: 0x5035,
+  video: 0xe0,
+  width: 0xb0,
+  height: 0xba,
+  colour: 0x55b0,
+  transfer: 0x55ba,
+  matrix: 0x55b1,
+  form: 0x2eb524,
+  audio: 0xe1,
+  rate: 0xb5,
+  channels: 0x9f,
+  simpleTag: 0x67c8,
+  tag: 0x7373,
+  tagName: 0x45a3,
+} as const
+
+/**
+ * @throws SluiceError `media.corrupt` with the byte where the elements stop to fit, `media.unsupported`
+ *   when tracks are encrypted or there is nothing to see or hear, `media.too_large`.
+ */
+export async function readMatroska(source: Readable, options: ReadOptions = {}): Promise<AvFacts> {
+  const ahead = readAhead(source)
+  const head = await elementAt(ahead, 0, source.bytes)
+  if (head.id !== ids.ebml || head.unknown) throw corruptMedium('film', { byte: 0 })
+  const segment = await elementAt(ahead, head.end, source.bytes)
+  if (segment.id !== ids.segment) throw corruptMedium('film', { byte: head.end })
+  if (segment.end > source.bytes && options.salvage !== true) {
+    throw corruptMedium('film', { byte: source.bytes })
+  }
+  const found = await readSegment(ahead, segment, options)
+  const facts = { ...found, removed: [...found.removed].toSorted() }
+  requireLimits(facts)
+  return facts
+}
+
+type Found = Omit<AvFacts, 'removed'> & { removed: Set<string> }
+
+async function readSegment(
+  source: Readable,
+  segment: Element,
+  options: ReadOptions,
+): Promise<Found> {
+  const removed = new Set<string>()
+  const found: Found = { durationMs: 0, picture: undefined, sound: undefined, removed }
+  let hasTracks = false
+  let count = 0
+  const end = Math.min(segment.end, source.bytes)
+  for (let at = segment.start; at + 2 <= end;) {
+    if (++count > elementsMax) throw corruptMedium('film', { byte: at })
+    const element = await elementAt(source, at, end)
+    // Of a stream that went to a pipe, the end of a cluster is not known: its blocks follow here.
+    if (element.unknown && element.id === ids.cluster) {
+      at = element.start
+      continue
+    }
+    if (element.end > end || element.unknown) {
+      if (options.salvage === true && hasTracks) break
+      throw corruptMedium('film', { byte: at })
+    }
+    if (element.id === ids.attachments) removed.add('attachments')
+    if (element.id === ids.chapters) removed.add('chapters')
+    if (element.id === ids.info || element.id === ids.tracks || element.id === ids.tags) {
+      if (element.end - element.start > headBytesMax) throw corruptMedium('film', { byte: at })
+      const content = await source.read(element.start, element.end - element.start)
+      if (element.id === ids.info) found.durationMs = readInfo(content, removed)
+      if (element.id === ids.tags) readTags(content, removed)
+      if (element.id === ids.tracks) {
+        hasTracks = true
+        Object.assign(found, readTracks(content, removed))
+      }
+    }
+    at = element.end
+  }
+  if (!hasTracks) throw corruptMedium('film', { byte: end })
+  return found
+}
+
+function readInfo(info: Buffer, removed: Set<string>): number {
+  let scale = 1_000_000
+  let duration = 0
+  for (const element of elementsIn(info)) {
+    if (element.id === ids.timestampScale) scale = unsigned(info, element)
+    if (element.id === ids.duration) duration = float(info, element)
+    if (element.id === ids.date) removed.add('time')
+    if (element.id === ids.title || element.id === ids.fileName) removed.add('text')
+  }
+  const durationMs = Math.round((duration * scale) / 1_000_000)
+  return Number.isFinite(durationMs) && durationMs > 0 ? durationMs : 0
+}
+
+/** ffmpeg writes a tag of its own for the duration of each track; anything else is somebody's. */
+function readTags(tags: Buffer, removed: Set<string>): void {
+  for (const tag of elementsIn(tags).filter(({ id }) => id === ids.tag)) {
+    for (const simple of elementsIn(tags, tag).filter(({ id }) => id === ids.simpleTag)) {
+      const name = elementsIn(tags, simple).find(({ id }) => id === ids.tagName)
+      const text = name && tags.toString('utf8', name.start, name.end).toUpperCase()
+      if (text === undefined || text === 'DURATION') continue
+      removed.add(/LOCATION|GPS|GEO/.test(text) ? 'gps' : /DATE/.test(text) ? 'time' : 'text')
+    }
+  }
+}
+
+type Track = {
+  kind: number
+  picture: PictureFacts | undefined
+  sound: AvFacts['sound']
+}
+
+function readTracks(tracks: Buffer, removed: Set<string>): Pick<AvFacts, 'picture' | 'sound'> {
+  const entries = elementsIn(tracks)
+    .filter(({ id }) => id === ids.trackEntry)
+    .map((entry) => readTrack(tracks, entry, removed))
+  const pictures = entries.flatMap(({ picture }) => picture ?? [])
+  const sounds = entries.flatMap(({ sound }) => sound ?? [])
+  if (pictures.length + sounds.length > limits.tracksMax) {
+    throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
+  }
+  if (pictures.length > 1 || sounds.length > 1) removed.add('further-tracks')
+  for (const picture of pictures.slice(1)) {
+    requireLimits({ durationMs: 0, picture, sound: undefined, removed: [] })
+  }
+  if (entries.some(({ kind }) => kind === 0x11)) removed.add('subtitles')
+  if (entries.some(({ kind }) => ![1, 2, 0x11].includes(kind))) removed.add('other-tracks')
+  return { picture: pictures[0], sound: sounds[0] }
+}
+
+function readTrack(tracks: Buffer, entry: Element, removed: Set<string>): Track {
+  const children = elementsIn(tracks, entry)
+  const child = (id: number) => children.find((element) => element.id === id)
+  const type = child(ids.trackType)
+  const kind = type === undefined ? 0 : unsigned(tracks, type)
+  if (child(ids.trackName) !== undefined) removed.add('text')
+  const encodings = child(ids.encodings)
+  for (const encoding of encodings === undefined ? [] : elementsIn(tracks, encodings)) {
+    if (encoding.id !== ids.encoding) continue
+    if (elementsIn(tracks, encoding).some(({ id }) => id === ids.encryption)) {
+      throw unsupportedMedium('film', 'an encrypted film')
+    }
+  }
+  const codec = child(ids.codec)
+  const name = codec === undefined ? '' : tracks.toString('latin1', codec.start, codec.end)
+  const video = child(ids.video)
+  const audio = child(ids.audio)
+  return {
+    kind,
+    picture: kind === 1 ? readVideo(tracks, video, name) : undefined,
+    sound: kind === 2 ? readAudio(tracks, audio) : undefined,
+  }
+}
+
+function readVideo(tracks: Buffer, video: Element | undefined, codec: string): PictureFacts {
+  const children = video === undefined ? [] : elementsIn(tracks, video)
+  const number = (id: number) => {
+    const element = children.find((child) => child.id === id)
+    return element === undefined ? 0 : unsigned(tracks, element)
+  }
+  const colour = children.find(({ id }) => id === ids.colour)
+  const transfer = colour && elementsIn(tracks, colour).find(({ id }) => id === ids.transfer)
+  const value = transfer === undefined ? 2 : unsigned(tracks, transfer)
+  const eightBits = /^V_(?:VP8|MPEG[124]|MJPEG|THEORA)/.test(codec)
+  return {
+    codec: codec === 'V_MPEG4/ISO/AVC' ? 'h264' : codec === 'V_MPEGH/ISO/HEVC' ? 'hevc' : 'other',
+    widthPixels: number(ids.width),
+    heightPixels: number(ids.height),
+    frames: 0,
+    // 2 is "unspecified", 16 PQ, 18 HLG (ISO/IEC 23091-2).
+    highDynamicRange:
+      value === 16 || value === 18 ? true : value !== 2 || eightBits ? false : undefined,
+    edited: false,
+  }
+}
+
+function readAudio(tracks: Buffer, audio: Element | undefined): AvFacts['sound'] {
+  const children = audio === undefined ? [] : elementsIn(tracks, audio)
+  const rate = children.find(({ id }) => id === ids.rate)
+  const channels = children.find(({ id }) => id === ids.channels)
+  return {
+    sampleRateHz: rate === undefined ? 8000 : Math.round(float(tracks, rate)),
+    channels: channels === undefined ? 1 : unsigned(tracks, channels),
+  }
+}
+
+async function elementAt(source: Readable, at: number, end: number): Promise<Element> {
+  const head = await source.read(at, Math.max(0, Math.min(12, end - at)))
+  return parseElement(head, { headAt: 0, at, end: Number.MAX_SAFE_INTEGER })
+}
+
+/** The children of one element; they must fill it. */
+function elementsIn(bytes: Buffer, parent?: Element): Element[] {
+  const end = parent?.end ?? bytes.length
+  const elements: Element[] = []
+  for (let at = parent?.start ?? 0; at < end;) {
+    const element = parseElement(bytes, { headAt: at, at, end })
+    if (element.unknown || element.end > end || elements.length > elementsMax) {
+      throw corruptMedium('film')
+    }
+    elements.push(element)
+    at = element.end
+  }
+  return elements
+}
+
+/**
+ * @param place.headAt Where the element begins in `bytes`; `place.at` where it begins in the file.
+ * @see RFC 8794, sections 4 and 5: leading zeros give the length of a number; all ones: unknown size.
+ */
+function parseElement(bytes: Buffer, place: { headAt: number; at: number; end: number }): Element {
+  const { headAt, at, end } = place
+  const idBytes = lengthOf(bytes, headAt, 4)
+  const sizeBytes = idBytes === undefined ? undefined : lengthOf(bytes, headAt + idBytes, 8)
+  if (idBytes === undefined || sizeBytes === undefined) throw corruptMedium('film', { byte: at })
+  if (headAt + idBytes + sizeBytes > bytes.length) throw corruptMedium('film', { byte: at })
+  const id = bytes.readUIntBE(headAt, idBytes)
+  let size = BigInt(bytes.readUInt8(headAt + idBytes) & (0xff >> sizeBytes))
+  for (let i = 1; i < sizeBytes; i++) {
+    size = size * 256n + BigInt(bytes.readUInt8(headAt + idBytes + i))
+  }
+  const unknown = size === 2n ** BigInt(7 * sizeBytes) - 1n
+  const start = at + idBytes + sizeBytes
+  const whole = unknown ? end : start + Number(size)
+  return { id, offset: at, start, end: Math.min(whole, Number.MAX_SAFE_INTEGER), unknown }
+}
+
+function lengthOf(bytes: Buffer, at: number, most: number): number | undefined {
+  const first = at < bytes.length ? bytes.readUInt8(at) : 0
+  const length = Math.clz32(first) - 23
+  return first === 0 || length > most ? undefined : length
+}
+
+function unsigned(bytes: Buffer, element: Element): number {
+  const length = element.end - element.start
+  if (length > 8) throw corruptMedium('film')
+  let value = 0
+  for (let i = element.start; i < element.end; i++) value = value * 256 + bytes.readUInt8(i)
+  return value
+}
+
+function float(bytes: Buffer, element: Element): number {
+  const length = element.end - element.start
+  if (length === 0) return 0
+  if (length === 4) return bytes.readFloatBE(element.start)
+  if (length === 8) return bytes.readDoubleBE(element.start)
+  throw corruptMedium('film')
+}
+
+/** What a Matroska head of our own making says of its picture; undefined when it is not one. */
+export function readMatroskaColour(
+  head: Buffer,
+): { transfer: number; matrix: number; form: string } | undefined {
+  try {
+    const file = parseElement(head, { headAt: 0, at: 0, end: head.length })
+    const segment = parseElement(head, { headAt: file.end, at: file.end, end: head.length })
+    for (let at = segment.start; at < head.length;) {
+      const element = parseElement(head, { headAt: at, at, end: head.length })
+      if (element.id === ids.tracks) return readOwnTrack(head, element)
+      at = element.end
+    }
+  } catch (error) {
+    if (!isSluiceError(error)) throw error
+  }
+  return undefined
+}
+
+function readOwnTrack(head: Buffer, tracks: Element) {
+  const inside = (parent: Element | undefined, id: number) =>
+    parent && elementsIn(head, parent).find((element) => element.id === id)
+  const video = inside(inside(tracks, ids.trackEntry), ids.video)
+  if (video === undefined) return undefined
+  const colour = inside(video, ids.colour)
+  const number = (id: number) => {
+    const element = inside(colour, id)
+    return element === undefined ? 2 : unsigned(head, element)
+  }
+  const form = inside(video, ids.form)
+  return {
+    transfer: number(ids.transfer),
+    matrix: number(ids.matrix),
+    form: form === undefined ? '' : head.toString('latin1', form.start, form.end),
+  }
+}

@@ -1,0 +1,188 @@
+/** Decides what of a sound file is handed to ffmpeg, and as what: only its samples or frames, never its tags. */
+import assert from 'node:assert/strict'
+import { SluiceError } from '@sluice/protocol/errors'
+import { readAiff } from './aiff-structure.ts'
+import type { ReadOptions } from './av-facts.ts'
+import { words } from './film-recipe.ts'
+import { flacHeadBytes, listFlacBlocks, readFlacHead } from './flac-structure.ts'
+import { walkFrames } from './frames-structure.ts'
+import type { Source } from './inspect.ts'
+import { readTagged, tailStart } from './mp3-structure.ts'
+import { readOgg } from './ogg-structure.ts'
+import { id3End } from './sniff.ts'
+import { codedWavHead, readWav } from './wav-structure.ts'
+import type { CodedWavFacts, PcmFacts } from './wav-structure.ts'
+
+export type SoundInput = {
+  /** Demuxer and codecs, named; ffmpeg never guesses. */
+  args: readonly string[]
+  bytes: () => AsyncIterable<Buffer>
+  /** As the source declares them; `samples` 0 when unknown. */
+  facts: { sampleRateHz: number; channels: number; samples: number }
+  /** Bits that the samples need; 32 also stands for floats. */
+  depth: 16 | 24 | 32
+  /** Whether that number of samples must come out exactly, or may be less by padding only. */
+  check: 'exactly' | 'padded' | 'none'
+  filters: readonly string[]
+  /** Samples as they lie in the file, where they need no decoder. */
+  pcm?: PcmFacts
+  partial: boolean
+  removed: string[]
+}
+
+/**
+ * @throws SluiceError `media.corrupt` with the byte, `media.unsupported`, `media.too_large`.
+ */
+export async function readSoundInput(source: Source, options: ReadOptions): Promise<SoundInput> {
+  switch (source.format) {
+    case 'wav': {
+      const wav = await readWav(source, options)
+      return wav.encoding === 'coded' ? codedInput(source, wav) : pcmInput(source, wav)
+    }
+    case 'aiff':
+      return pcmInput(source, await readAiff(source, options))
+    case 'flac':
+      return flacInput(source)
+    case 'mp3':
+    case 'aac':
+      return framesInput(source, source.format, options)
+    case 'amr':
+      return amrInput(source, options)
+    case 'ogg': {
+      const ogg = await readOgg(source, options)
+      return {
+        args: demuxer('ogg', 'vorbis,libvorbis,opus,libopus,flac,speex,libspeex'),
+        bytes: () => source.stream(0, ogg.end),
+        facts: { ...ogg, samples: ogg.samples },
+        depth: 16,
+        check: 'none',
+        filters: [],
+        partial: ogg.partial,
+        removed: ogg.removed,
+      }
+    }
+    default:
+      assert.fail('not a sound of its own')
+  }
+}
+
+function demuxer(format: string, codecs: string): string[] {
+  return [...words('-protocol_whitelist pipe -f'), format, '-codec_whitelist', codecs]
+}
+
+/** ffmpeg's names of samples that lie bare in a file. */
+export function pcmName(pcm: PcmFacts): string {
+  const { encoding, bitsPerSample, bigEndian, signed } = pcm
+  if (encoding === 'alaw' || encoding === 'mulaw') return encoding
+  if (encoding === 'integer' && bitsPerSample === 8) return signed ? 's8' : 'u8'
+  return `${encoding === 'float' ? 'f' : 's'}${bitsPerSample}${bigEndian ? 'be' : 'le'}`
+}
+
+function pcmInput(source: Source, pcm: PcmFacts): SoundInput {
+  const { channels, sampleRateHz, bitsPerSample, encoding } = pcm
+  const samples = pcm.dataBytes / ((channels * bitsPerSample) / 8)
+  const name = pcmName(pcm)
+  return {
+    args: [
+      ...words('-protocol_whitelist pipe -f'),
+      name,
+      '-ar',
+      String(sampleRateHz),
+      '-ac',
+      String(channels),
+    ],
+    bytes: () => source.stream(pcm.dataOffset, pcm.dataOffset + pcm.dataBytes),
+    facts: { sampleRateHz, channels, samples },
+    depth: encoding === 'float' || bitsPerSample > 24 ? 32 : bitsPerSample > 16 ? 24 : 16,
+    check: 'exactly',
+    filters: [],
+    pcm,
+    partial: pcm.partial,
+    removed: pcm.removed,
+  }
+}
+
+function codedInput(source: Source, wav: CodedWavFacts): SoundInput {
+  return {
+    args: demuxer('wav', 'adpcm_ms,adpcm_ima_wav,gsm_ms,libgsm_ms,adpcm_g726,mp3,mp3float'),
+    async *bytes() {
+      yield codedWavHead(wav)
+      yield* source.stream(wav.dataOffset, wav.dataOffset + wav.dataBytes)
+      if (wav.dataBytes % 2 === 1) yield Buffer.alloc(1)
+    },
+    facts: { sampleRateHz: wav.sampleRateHz, channels: wav.channels, samples: 0 },
+    depth: 16,
+    check: 'none',
+    filters: [],
+    partial: wav.partial,
+    removed: wav.removed,
+  }
+}
+
+async function flacInput(source: Source): Promise<SoundInput> {
+  const start = await id3End(source)
+  const end = await tailStart(source, start)
+  const facts = readFlacHead(await source.read(start, Math.min(flacHeadBytes, end - start)))
+  const blocks = await listFlacBlocks(end - start, (at, length) => source.read(start + at, length))
+  if (facts.bitsPerSample > 24) {
+    throw new SluiceError('media.unsupported', 'the content is FLAC of more than 24 bits', {
+      hint: 'Export it with 24 bits or fewer.',
+    })
+  }
+  const tagged = start > 0 || end < source.bytes
+  return {
+    args: demuxer('flac', 'flac'),
+    bytes: () => source.stream(start, end),
+    facts,
+    depth: facts.bitsPerSample > 16 ? 24 : 16,
+    check: 'exactly',
+    filters: [],
+    partial: false,
+    removed: [...new Set(tagged ? ['id3', ...blocks] : blocks)].toSorted(),
+  }
+}
+
+async function framesInput(
+  source: Source,
+  format: 'mp3' | 'aac',
+  options: ReadOptions,
+): Promise<SoundInput> {
+  const found = await readTagged(source, { ...options, format })
+  const { declared, partial } = found
+  const exact = declared?.exact === true
+  return {
+    args: format === 'mp3' ? demuxer('mp3', 'mp3,mp3float') : demuxer('aac', 'aac'),
+    bytes: () => source.stream(found.start, found.end),
+    facts: {
+      sampleRateHz: found.sampleRateHz,
+      channels: found.channels,
+      samples: declared?.samples ?? found.samples,
+    },
+    depth: 16,
+    check: exact ? 'exactly' : 'padded',
+    // Without seeking, ffmpeg leaves the padding at the end to us.
+    filters: exact ? [`atrim=end_sample=${declared.samples}`] : [],
+    partial,
+    removed: found.removed,
+  }
+}
+
+async function amrInput(source: Source, options: ReadOptions): Promise<SoundInput> {
+  const wide = (await source.read(0, Math.min(9, source.bytes))).toString('latin1') === '#!AMR-WB\n'
+  const found = await walkFrames(source, {
+    ...options,
+    format: wide ? 'awb' : 'amr',
+    from: wide ? 9 : 6,
+    to: source.bytes,
+  })
+  return {
+    args: demuxer('amr', 'amrnb,amrwb,libopencore_amrnb,libopencore_amrwb'),
+    bytes: () => source.stream(0, found.end),
+    facts: { ...found, samples: found.samples },
+    depth: 16,
+    check: 'padded',
+    filters: [],
+    partial: found.partial,
+    removed: found.end < source.bytes && !found.partial ? ['trailer'] : [],
+  }
+}
