@@ -36,7 +36,8 @@ export function createOutage(listener: OutageListener | undefined): Outage {
       } catch (error) {
         if (isSluiceError(error, 'keys.unavailable') && !begun) {
           begun = true
-          await listener?.began(error).catch(() => (begun = false))
+          // Not waited for: a full disk must not keep the failure from whoever has to know.
+          void listener?.began(error).catch(() => (begun = false))
         }
         throw error
       }
