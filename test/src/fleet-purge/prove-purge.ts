@@ -20,7 +20,9 @@ import { Agent, request } from 'undici'
 import { waitFor } from '../tools/fleet-daemon.ts'
 import { startFleet } from '../tools/fleet.ts'
 import type { Fleet } from '../tools/fleet.ts'
+import { fateEnvironment } from '../tools/doomed-fleet.ts'
 import { makeSecurityPerson } from '../tools/people.ts'
+import { makeTemporaryDirectory } from '../tools/temporary-directory.ts'
 import { measureBroadcast } from './bare-broadcast.ts'
 import { epochMs, type Follow, type Followed } from './follow-purge.ts'
 import { startHolders } from './real-holders.ts'
@@ -50,12 +52,16 @@ export type FleetSize = {
   /** Of the simulated ones: away when the purge begins. */
   away: number
   real: { captures: number; nodes: number }
+  /** Some of the real ones die by kill -9 in front of the n-th effect of the purge, and come back. */
+  deaths?: boolean
 }
 
 /** Runs one purge of everything over a fleet of its own. */
 export async function provePurge(size: FleetSize): Promise<PurgeFigures> {
+  await using fates = await makeTemporaryDirectory('fates')
   await using fleet = await startFleet({
     name: 'purge',
+    ...(size.deaths === true ? { env: fateEnvironment(fates.path) } : {}),
     controlPlane: { allowSwap: true, purge: { aloneJobsMax: 0 } },
   })
   const { controlPlane } = fleet
@@ -70,7 +76,10 @@ export async function provePurge(size: FleetSize): Promise<PurgeFigures> {
   await controlPlane.start()
   const asker = await makeSecurityPerson(fleet, 'anna')
   await makeSecurityPerson(fleet, 'ben')
-  await using holders = await startHolders(fleet, size.real)
+  await using holders = await startHolders(fleet, {
+    ...size.real,
+    ...(size.deaths === true ? { fates: fates.path } : {}),
+  })
   await using links = new AsyncDisposableStack()
   const connect = async (agent: SimulatedAgent): Promise<SimulatedLink> =>
     links.use(await connectSimulated(agent, controlPlane.agentUrl))
@@ -83,9 +92,12 @@ export async function provePurge(size: FleetSize): Promise<PurgeFigures> {
   await using ben = await speakAs(fleet, 'ben')
   const all = agents.length + holders.agents.length
   const online = all - away.length - holders.away
-  const seen = await followPurge(paths.database, online, () =>
+  await holders.arm()
+  // Who dies on the way answers in its next life, and is not measured.
+  const seen = await followPurge(paths.database, online - holders.doomed, () =>
     ben.post(`/v1/approvals/${asked.approvalId ?? ''}/give`),
   )
+  await holders.revive()
   await Promise.all(connected.map((link) => link.confirmed))
 
   // Only what is away is missing, and nothing says otherwise.
@@ -113,7 +125,7 @@ export async function provePurge(size: FleetSize): Promise<PurgeFigures> {
   for (const link of answered) assert.equal(link.obeyed.size, 1, 'one order each')
   assert.equal(certificate.jobsCount, holders.jobs)
   return {
-    connected: online,
+    connected: online - holders.doomed,
     ...seen,
     keysGoneMs: (concluded.keysUnrecoverableAtMs ?? 0) - (concluded.intentAtMs ?? 0),
     bareMs: spreadOf(bareMs),

@@ -17,6 +17,7 @@ import { makeGatedAnalyser } from '../tools/gated-analyser.ts'
 import { detailOf, namesBelow, spoolOf, waitMsMax, waitUntilReady } from '../tools/journey.ts'
 import type { Needle } from '../tools/needles.ts'
 import { takeNeedles } from '../tools/needles.ts'
+import { arm } from '../tools/doomed-fleet.ts'
 import { makePicture, submitEach } from '../tools/pictures.ts'
 import { descendantsOf, isAlive } from '../tools/process-family.ts'
 import type { KnownProcess } from '../tools/process-family.ts'
@@ -33,10 +34,16 @@ export type Holders = AsyncDisposable & {
   readonly agents: readonly FleetAgent[]
   /** How many of them are cut off. */
   readonly away: number
+  /** How many of them die in front of an effect once `arm` was called. */
+  readonly doomed: number
   /** Jobs that the control plane knows of. */
   readonly jobs: number
   /** Looks that each of them holds what it shall: the control of `proveEmpty`. */
   proveHeld(): Promise<void>
+  /** The first of the doomed dies in front of its next effect, the second in front of the one after, and so on. */
+  arm(): Promise<void>
+  /** Waits until each of the doomed has died, and starts it again. */
+  revive(): Promise<void>
   /** Lets those through that were away. */
   letBack(): void
   /** Nothing of it is anywhere: no spool, no draft, no process, no mount, no byte in any file of the fleet. */
@@ -48,10 +55,12 @@ export type Holders = AsyncDisposable & {
  *
  * @param many.captures One of them feeds the nodes; of the others, every second one is cut off while it
  * has a draft.
+ * @param many.fates Where the doomed read when they die: every second node, and every second of the capture
+ * hosts that are not cut off. The fleet must run under `fate-child.ts`. Without it nobody is doomed.
  */
 export async function startHolders(
   fleet: Fleet,
-  many: { captures: number; nodes: number },
+  many: { captures: number; nodes: number; fates?: string },
 ): Promise<Holders> {
   await using making = new AsyncDisposableStack()
   const { isolation } = await lookAtHost()
@@ -103,12 +112,14 @@ export async function startHolders(
   }
 
   const captures = [feeder, ...slow, ...away]
+  const doomed = many.fates === undefined ? [] : [...everySecond(slow), ...everySecond(nodes)]
   const needles = await spoolNeedles(captures)
   const family = nodes.map((node) => descendantsOf(node.pid))
   const owned = making.move()
   return {
     agents: [...captures, ...nodes],
     away: away.length,
+    doomed: doomed.length,
     jobs: leased.length + slow.length + away.length,
     async proveHeld() {
       for (const jobId of unannounced)
@@ -124,6 +135,18 @@ export async function startHolders(
         assert.ok(report.hits.length > 0, `what ${capture.name} holds is found`)
       }
     },
+    async arm() {
+      for (const [index, agent] of doomed.entries())
+        await arm(agent, { fates: many.fates ?? '', at: index + 1 })
+    },
+    async revive() {
+      for (const agent of doomed) {
+        await waitFor(`the death of ${agent.name}`, waitMsMax, async () =>
+          agent.isRunning ? undefined : true,
+        )
+        await agent.start()
+      }
+    },
     letBack: () => door.open(),
     async proveEmpty() {
       for (const capture of captures) assert.deepEqual(await namesBelow(spoolOf(capture)), [])
@@ -134,6 +157,10 @@ export async function startHolders(
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   }
+}
+
+function everySecond<T>(all: readonly T[]): T[] {
+  return all.filter((_one, index) => index % 2 === 1)
 }
 
 function aliveOf(families: readonly KnownProcess[][]): KnownProcess[] {

@@ -49,16 +49,34 @@ type PurgeLine = { id: string; state: string }
 /** A node that dies with its lease makes the job wait until the lease is over. */
 const waitMsMax = 100_000
 
+/** Under it, daemons of a fleet can be armed; `fates` is a folder. */
+export function fateEnvironment(fates: string): NodeJS.ProcessEnv {
+  const child = pathToFileURL(join(import.meta.dirname, 'fate-child.ts')).href
+  return { NODE_OPTIONS: `--import=${child}`, FATE_FOLDER: fates }
+}
+
+/** A daemon dies in front of its `at`-th effect from now on; 0 lets it live. */
+export async function arm(
+  daemon: Pick<Daemon, 'name' | 'pid'>,
+  { fates, at }: { fates: string; at: number },
+): Promise<void> {
+  const { name, pid } = daemon
+  await writeFile(join(fates, `${name}.arm`), String(at))
+  process.kill(pid, 'SIGUSR2')
+  await waitFor(`${name} to know its fate`, waitMsMax, async () =>
+    (await namesBelow(fates)).includes(`${name}.arm`) ? undefined : true,
+  )
+}
+
 export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
   await using cleanup = new AsyncDisposableStack()
-  const fate = pathToFileURL(join(import.meta.dirname, 'fate-child.ts')).href
   const host = await lookAtHost()
   const fates = cleanup.use(await makeTemporaryDirectory('fates'))
   const fleet = cleanup.use(
     await startFleet({
       name,
       controlPlane: { allowSwap: host.swap },
-      env: { NODE_OPTIONS: `--import=${fate}`, FATE_FOLDER: fates.path },
+      env: fateEnvironment(fates.path),
     }),
   )
   const gate = await makeGatedAnalyser(join(fleet.root, 'gate'))
@@ -77,15 +95,6 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
   const trusted = createPublicKey(await readFile(join(dataDirectory, 'evidence', publicName)))
   const owned = cleanup.move()
   let pictures = 0
-
-  async function arm(victim: Victim, at: number): Promise<void> {
-    const file = join(fates.path, `${victim}.arm`)
-    await writeFile(file, String(at))
-    process.kill(daemons[victim].pid, 'SIGUSR2')
-    await waitFor(`${victim} to know its fate`, waitMsMax, async () =>
-      (await namesBelow(fates.path)).includes(`${victim}.arm`) ? undefined : true,
-    )
-  }
 
   async function handIn(analyser: string): Promise<JobId> {
     await waitUntilReady(capture)
@@ -141,7 +150,7 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
       if (!daemons[victim].isRunning) return 'dead'
       return (await isOver()) ? 'over' : undefined
     })
-    if (end === 'over') await arm(victim, 0)
+    if (end === 'over') await arm(daemons[victim], { fates: fates.path, at: 0 })
     else await daemons[victim].start()
     return end === 'dead'
   }
@@ -153,7 +162,7 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
     assert.equal(await opening(early, early, ids), 2, 'the control')
     const before = (await lastPurge())?.id
     const body = { scope: { kind: 'everything' }, reason: 'a test' }
-    await arm(victim, at)
+    await arm(daemons[victim], { fates: fates.path, at })
     await tryAsking('/v1/purges', body)
     const died = await diesBefore(victim, async () => {
       const page = await tryAsking('/v1/purges?limit=1')
@@ -207,7 +216,7 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
     const job = await lease()
     await using early = await copyDataDirectory(dataDirectory)
     assert.equal(await opening(early, early, [job]), 1, 'the control')
-    await arm(victim, at)
+    await arm(daemons[victim], { fates: fates.path, at })
     await gate.open('well')
     const died = await diesBefore(victim, async () => {
       const view = (await tryAsking(`/v1/jobs/${job}`)) as { state: string } | undefined
