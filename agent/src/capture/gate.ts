@@ -1,4 +1,5 @@
 /** The gate: every source of this host passes here, by one path, or is refused with a reason. */
+import { SluiceError } from '@sluice/protocol/errors'
 import type { GateProfile, IsolationLevel } from '@sluice/protocol/manifest'
 import { detectIsolation } from '../sandbox.ts'
 import { findFfmpeg } from './find-ffmpeg.ts'
@@ -7,7 +8,10 @@ import type { Source } from './inspect.ts'
 import { normaliseFilm, normaliseSound } from './normalise-av.ts'
 import { normaliseImage } from './normalise-image.ts'
 import type { NormalisedMedium } from './normalised.ts'
+import { openPicturePool } from './picture-pool.ts'
+import type { PicturePool } from './picture-pool.ts'
 import type { AvOptions } from './run-ffmpeg.ts'
+import type { Scanner } from './scan.ts'
 
 /** What the gate works with on this host; found once, used for every source. */
 export type Gate = AvOptions & {
@@ -15,6 +19,12 @@ export type Gate = AvOptions & {
   profile?: GateProfile
   /** Keeps what decodes of a damaged medium, marked as partial, in place of refusing it. */
   salvage?: boolean
+  /** A name that promises another type than the content; default `report`. */
+  nameMismatch?: 'report' | 'refuse'
+  /** Sees every source before a decoder does; nothing is scanned without one. */
+  scanner?: Pick<Scanner, 'scan' | 'tools'>
+  /** Decoders that several pictures share; without them each gets a process of its own. */
+  pictures?: PicturePool
 }
 
 /** What one source became: one medium, or a film and then its sound. Disposing wipes their bytes. */
@@ -50,13 +60,20 @@ export async function openGate(options: {
 }
 
 /**
- * Takes one source through the gate: inspected, decoded in the sandbox, written anew, checked.
+ * Takes one source through the gate: inspected, scanned, decoded in the sandbox, written anew, checked.
  *
- * @throws SluiceError `media.*` or `host.disk_full`; nothing of the source is left then.
+ * @throws SluiceError `media.*`, `scan.*` or `host.disk_full`; nothing of the source is left then.
  */
 export async function passGate(file: string, gate: Gate): Promise<Passed> {
   await using source = await openSource(file)
+  requireHonestName(source, gate)
+  const scan = await gate.scanner?.scan(source)
   const media = await normalise(source, gate)
+  for (const medium of media) {
+    if (scan !== undefined) medium.scan = scan
+    if (source.nameDisagrees) medium.source.nameDisagrees = true
+    Object.assign(medium.tools, gate.scanner?.tools)
+  }
   const dispose = async () => {
     for (const { content } of media) await content[Symbol.asyncDispose]()
   }
@@ -70,25 +87,72 @@ export async function passGate(file: string, gate: Gate): Promise<Passed> {
 }
 
 /**
- * Takes sources through the gate one after the other, as `writeArchive` wants them: what one became
- * is wiped before the next one is opened.
+ * Takes sources through the gate in their order, as `writeArchive` wants them: what one became is wiped
+ * before the next one is handed over. Pictures are worked on ahead, as many as there are decoders.
  *
- * @param passed Called for each source once it has passed.
+ * @param passed Called for each source once it has passed, in order.
  */
 export async function* passEach(
   files: Iterable<string>,
   gate: Gate,
   passed: (file: string, became: Passed) => void = () => undefined,
 ): AsyncGenerator<readonly NormalisedMedium[]> {
-  for (const file of files) {
-    await using became = await passGate(file, gate)
-    passed(file, became)
-    yield became.media
+  await using own = gate.pictures === undefined ? openPicturePool(gate) : undefined
+  const pictures = gate.pictures ?? own
+  const through = pictures === undefined ? gate : { ...gate, pictures }
+  const waiting = [...files]
+  const begun: { file: string; became: Promise<Passed> }[] = []
+  const begin = (file: string) => {
+    const became = passGate(file, through)
+    // Its failure is told in its turn; until then nobody looks.
+    became.catch(() => undefined)
+    begun.push({ file, became })
+  }
+  try {
+    for (;;) {
+      while (begun.length <= (pictures?.width ?? 0)) {
+        const [file] = waiting
+        if (file === undefined || (begun.length > 0 && !(await isPicture(file)))) break
+        waiting.shift()
+        begin(file)
+      }
+      const first = begun[0]
+      if (first === undefined) return
+      await using became = await first.became
+      begun.shift()
+      passed(first.file, became)
+      yield became.media
+    }
+  } finally {
+    for (const { became } of begun) {
+      await became.then(
+        (left) => left[Symbol.asyncDispose](),
+        () => undefined,
+      )
+    }
   }
 }
 
+/** Films take both cores and much room, so that they are not worked on ahead. */
+async function isPicture(file: string): Promise<boolean> {
+  try {
+    await using source = await openSource(file)
+    return source.kind === 'image'
+  } catch {
+    // Why it can't be opened is told when it is its turn.
+    return false
+  }
+}
+
+function requireHonestName(source: Source, { nameMismatch }: Gate): void {
+  if (!source.nameDisagrees || nameMismatch !== 'refuse') return
+  throw new SluiceError('media.name_mismatch', `the content is ${source.format}, its name is not`, {
+    hint: 'Rename it if it is what you think it is, or set "gate.nameMismatch" to "report".',
+  })
+}
+
 async function normalise(source: Source, gate: Gate): Promise<NormalisedMedium[]> {
-  if (source.kind === 'image') return [await normaliseImage(source, gate)]
+  if (source.kind === 'image') return normaliseImage(source, gate)
   if (source.kind === 'video') return normaliseFilm(source, gate)
   return [await normaliseSound(source, gate)]
 }

@@ -1,76 +1,67 @@
 /**
- * Runs alone in the sandbox: decodes one picture from standard input and writes it anew to standard
- * output, upright, in sRGB, with nothing but pixels. Trusts nothing, is trusted by nobody.
+ * Runs alone in the sandbox: takes pictures from standard input one after the other and writes them anew to
+ * standard output, upright, in known colours, with nothing but pixels. Trusts nothing, is trusted by nobody.
  */
 import sharp from 'sharp'
-import { isSluiceError } from '@sluice/protocol/errors'
-import { reduceJpeg, reducePng } from './image-structure.ts'
-import type { DecodedImage } from './normalise-image.ts'
-import { listRemoved } from './image-metadata.ts'
+import { DamagedPicture, TooLargePicture, UnsupportedPicture } from './damaged-picture.ts'
+import { libheifVersion } from './decode-heic.ts'
+import { frameHead, readFrames } from './picture-frames.ts'
+import type { DecoderFrame, DecoderOrder } from './picture-frames.ts'
+import { profiles } from './profiles.ts'
+import { readPicture, setUpSharp } from './render-picture.ts'
 
-type PictureFormat = 'jpeg' | 'png' | 'webp'
+const [fileBytesMax] = process.argv.slice(2).map(Number)
 
-const loaders: Record<PictureFormat, string> = {
-  jpeg: 'VipsForeignLoadJpeg',
-  png: 'VipsForeignLoadPng',
-  webp: 'VipsForeignLoadWebp',
+setUpSharp()
+const input = readFrames(process.stdin)
+for (;;) {
+  const frame = await input.next(fileBytesMax ?? 0)
+  if (frame === undefined) break
+  // The one who asks is the one who is trusted.
+  await work(frame.json as DecoderOrder, frame.bytes)
 }
 
-const [format, pixelsMax, sideMax] = readArguments()
-
-// Only the loader that our own sniff named: libvips would else try every one it knows.
-sharp.block({ operation: ['VipsForeignLoad'] })
-sharp.unblock({ operation: [loaders[format]] })
-sharp.cache(false)
-sharp.concurrency(1)
-
-const [header, picture] = await decode()
-const json = Buffer.from(JSON.stringify(header))
-const prefix = Buffer.alloc(4)
-prefix.writeUInt32LE(json.length)
-for (const piece of [prefix, json, picture]) {
-  await new Promise<void>((resolve) => process.stdout.write(piece, () => resolve()))
-}
-
-async function decode(): Promise<[DecodedImage, Buffer]> {
+async function work(order: DecoderOrder, bytes: Buffer): Promise<void> {
+  const { format, salvage } = order
   try {
-    return await writeAnew(await readAll())
+    const { image: profile } = profiles[order.profile]
+    const { facts, pictures } = readPicture(format, bytes, { profile, salvage })
+    const pixels = facts.pages.reduce(
+      (sum, { widthPixels, heightPixels }) => sum + widthPixels * heightPixels,
+      0,
+    )
+    await tell({ type: 'begun', pixels })
+    for await (const { bytes: written, ...told } of pictures()) {
+      await tell({ type: 'picture', ...told }, written)
+    }
+    await tell({ type: 'done', removed: [...facts.removed].toSorted(), tools: tools(format) })
   } catch (error) {
-    // Whatever libvips says may quote the picture; the kind of failure is all that leaves.
-    const code = isSluiceError(error) && error.code === 'media.too_large' ? 'too_large' : 'corrupt'
-    return [{ failed: code }, Buffer.alloc(0)]
+    await tell(failure(error))
   }
 }
 
-async function writeAnew(source: Buffer): Promise<[DecodedImage, Buffer]> {
-  const input = { failOn: 'warning', limitInputPixels: pixelsMax, pages: 1 } as const
-  // Reads the header only; the limit is ours to check, so that a large picture isn't called damaged.
-  const metadata = await sharp(source, { ...input, limitInputPixels: false }).metadata()
-  const { width, height } = metadata
-  if (width > sideMax || height > sideMax || width * height > pixelsMax) {
-    return [{ failed: 'too_large' }, Buffer.alloc(0)]
+/** A bug of ours ends the process, which its parent takes for what it is: a decoder that broke down. */
+function failure(error: unknown): DecoderFrame {
+  if (error instanceof DamagedPicture) {
+    return { type: 'failed', why: 'damaged', atByte: error.atByte }
   }
-  const removed = listRemoved({ format, source, exif: metadata.exif })
-  // The profile is applied with perceptual intent and dropped; no keep…() is ever called.
-  const upright = sharp(source, { ...input, sequentialRead: true })
-    .autoOrient()
-    .toColourspace('srgb')
-  const output =
-    format === 'jpeg'
-      ? reduceJpeg(await upright.jpeg({ quality: 95, chromaSubsampling: '4:4:4' }).toBuffer())
-      : reducePng(await upright.png({ compressionLevel: 1, palette: false }).toBuffer())
+  if (error instanceof TooLargePicture) {
+    return { type: 'failed', why: 'too-large', what: error.what }
+  }
+  if (error instanceof UnsupportedPicture) {
+    return { type: 'failed', why: 'unsupported', found: error.found }
+  }
+  throw error
+}
+
+function tools(format: DecoderOrder['format']): Record<string, string> {
   const { vips, sharp: version } = sharp.versions
-  return [{ removed, tools: { sharp: version, libvips: vips } }, output]
+  const used = { sharp: version, libvips: vips }
+  return format === 'heic' ? { ...used, libheif: libheifVersion() } : used
 }
 
-async function readAll(): Promise<Buffer> {
-  const pieces: Buffer[] = []
-  for await (const piece of process.stdin) pieces.push(Buffer.from(piece))
-  return Buffer.concat(pieces)
-}
-
-function readArguments(): [PictureFormat, number, number] {
-  const [name, pixels, side] = process.argv.slice(2)
-  if (name !== 'jpeg' && name !== 'png' && name !== 'webp') process.exit(2)
-  return [name, Number(pixels), Number(side)]
+async function tell(frame: DecoderFrame, bytes: Buffer = Buffer.alloc(0)): Promise<void> {
+  for (const piece of [frameHead(frame, bytes.length), bytes]) {
+    await new Promise<void>((resolve) => process.stdout.write(piece, () => resolve()))
+  }
 }

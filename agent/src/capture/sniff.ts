@@ -3,10 +3,15 @@
 import { exportAgain, foreignBrand, foreignMagic, foreignText, type Foreign } from './foreign.ts'
 import { findFrames, findPackets, readDocType } from './sniff-av.ts'
 
-export type PictureFormat = 'jpeg' | 'png' | 'webp' | 'gif' | 'tiff' | 'avif' | 'heic' | 'bmp'
+const pictureFormats = ['jpeg', 'png', 'webp', 'gif', 'tiff', 'avif', 'heic', 'bmp'] as const
+export type PictureFormat = (typeof pictureFormats)[number]
 export type FilmFormat = 'mp4' | 'mov' | '3gp' | 'mkv' | 'webm' | 'avi' | 'ts'
 export type SoundFormat = 'wav' | 'mp3' | 'aac' | 'm4a' | 'flac' | 'ogg' | 'aiff' | 'amr'
 export type SourceFormat = PictureFormat | FilmFormat | SoundFormat
+
+export function isPictureFormat(format: SourceFormat): format is PictureFormat {
+  return pictureFormats.some((known) => known === format)
+}
 
 /** What was found; `instead` is what its owner can do when it is not let through. */
 export type Found = { supported: true; format: SourceFormat } | ({ supported: false } & Foreign)

@@ -1,0 +1,170 @@
+/** Takes a PNG of any origin apart, and leaves a decoder only what belongs to its default picture. */
+import { crc32, inflateSync } from 'node:zlib'
+import { limits } from '@sluice/protocol/limits'
+import { DamagedPicture, TooLargePicture } from './damaged-picture.ts'
+import { readExif } from './exif-tags.ts'
+import { requireSizes } from './picture-facts.ts'
+import type { ColourCode, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
+
+type Chunk = { name: string; start: number; content: Buffer }
+
+export const pngSignature = Buffer.from('89504e470d0a1a0a', 'hex')
+const coding = new Set(['IHDR', 'PLTE', 'tRNS', 'IDAT', 'IEND'])
+
+const kinds = new Map([
+  ['tEXt', 'text'],
+  ['zTXt', 'text'],
+  ['iTXt', 'text'],
+  ['eXIf', 'exif'],
+  ['iCCP', 'icc'],
+  ['tIME', 'time'],
+  ['pHYs', 'resolution'],
+  ['caBX', 'c2pa'],
+  ['acTL', 'animation'],
+  ['fcTL', 'animation'],
+  ['fdAT', 'animation'],
+  ...['gAMA', 'cHRM', 'sRGB', 'cICP', 'sBIT', 'bKGD', 'mDCV', 'cLLI'].map(
+    (name) => [name, 'colour'] as const,
+  ),
+])
+
+/**
+ * @throws DamagedPicture, TooLargePicture.
+ * @see PNG (Third Edition), sections 5 and 11.
+ */
+export function readPng(bytes: Buffer, options: ReadOptions): PictureFacts {
+  const { chunks, end, damagedAt } = walk(bytes)
+  if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
+  const [header] = chunks
+  if (header?.name !== 'IHDR' || header.content.length !== 13) throw new DamagedPicture(8)
+  const size = {
+    widthPixels: header.content.readUInt32BE(0),
+    heightPixels: header.content.readUInt32BE(4),
+  }
+  if (size.widthPixels === 0 || size.heightPixels === 0) throw new DamagedPicture(16)
+  requireSizes([size], 'pages')
+  requireSizes(frameSizes(chunks), 'frames')
+  const coded = chunks.find(({ name }) => name === 'IDAT')
+  if (coded === undefined) throw new DamagedPicture(damagedAt ?? end)
+  const removed = new Set<string>()
+  for (const { name, content } of chunks) {
+    if (!coding.has(name)) removed.add(kindOf(name, content))
+  }
+  if (bytes.length > end) removed.add('trailer')
+  const exifChunk = chunks.find(({ name }) => name === 'eXIf')
+  const exif = readExif(exifChunk?.content ?? Buffer.alloc(0))
+  if (exif.gps) removed.add('gps')
+  if (exif.thumbnail) removed.add('thumbnail')
+  const icc = profileOf(chunks)
+  const colour = colourOf(chunks)
+  const needed = chunks.filter(({ name }) => coding.has(name) && name !== 'IEND')
+  return {
+    pages: [{ index: 0, orientation: exif.orientation, ...size }],
+    animated: false,
+    removed,
+    codedAt: coded.start,
+    decodable: Buffer.concat([
+      pngSignature,
+      ...needed.map(({ name, content }) => pngChunk(name, content)),
+      pngChunk('IEND', Buffer.alloc(0)),
+    ]),
+    ...(icc === undefined ? {} : { icc }),
+    ...(colour === undefined ? {} : { colour }),
+    ...(damagedAt === undefined ? {} : { damagedAt }),
+  }
+}
+
+/** One chunk with its length and checksum. */
+export function pngChunk(name: string, content: Buffer): Buffer {
+  const chunk = Buffer.alloc(12 + content.length)
+  chunk.writeUInt32BE(content.length)
+  chunk.write(name, 4, 'latin1')
+  content.copy(chunk, 8)
+  chunk.writeUInt32BE(crc32(chunk.subarray(4, -4)), chunk.length - 4)
+  return chunk
+}
+
+function walk(bytes: Buffer): { chunks: Chunk[]; end: number; damagedAt?: number } {
+  const chunks: Chunk[] = []
+  if (!bytes.subarray(0, 8).equals(pngSignature)) throw new DamagedPicture(0)
+  for (let at = 8; ;) {
+    if (at + 12 > bytes.length) return { chunks, end: bytes.length, damagedAt: bytes.length }
+    const name = bytes.toString('latin1', at + 4, at + 8)
+    if (!/^[A-Za-z]{4}$/.test(name)) return { chunks, end: at, damagedAt: at }
+    const end = at + 12 + bytes.readUInt32BE(at)
+    if (end > bytes.length) {
+      // What is there of the picture may still be decoded.
+      if (name === 'IDAT') chunks.push({ name, start: at, content: bytes.subarray(at + 8) })
+      return { chunks, end: bytes.length, damagedAt: bytes.length }
+    }
+    const content = bytes.subarray(at + 8, end - 4)
+    // Only what goes to the decoder has to be whole: the rest is dropped unread.
+    if (
+      coding.has(name) &&
+      crc32(bytes.subarray(at + 4, end - 4)) !== bytes.readUInt32BE(end - 4)
+    ) {
+      return { chunks, end: at, damagedAt: at }
+    }
+    chunks.push({ name, start: at, content })
+    if (chunks.length > piecesMax) throw new TooLargePicture('nesting')
+    at = end
+    if (name === 'IEND') return { chunks, end: at }
+  }
+}
+
+/** A large PNG has some ten thousand pieces. */
+const piecesMax = 1_000_000
+
+function frameSizes(chunks: readonly Chunk[]): Size[] {
+  return chunks
+    .filter(({ name, content }) => name === 'fcTL' && content.length === 26)
+    .map(({ content }) => ({
+      widthPixels: content.readUInt32BE(4),
+      heightPixels: content.readUInt32BE(8),
+    }))
+}
+
+function kindOf(name: string, content: Buffer): string {
+  if (name === 'iTXt' && content.toString('latin1', 0, 18) === 'XML:com.adobe.xmp\0') return 'xmp'
+  return kinds.get(name) ?? 'other'
+}
+
+/** @throws TooLargePicture when it unpacks to more than metadata may. */
+function profileOf(chunks: readonly Chunk[]): Buffer | undefined {
+  const content = chunks.find(({ name }) => name === 'iCCP')?.content
+  if (content === undefined) return undefined
+  const nameEnd = content.indexOf(0)
+  if (nameEnd < 0 || nameEnd > 79 || content[nameEnd + 1] !== 0) return undefined
+  try {
+    return inflateSync(content.subarray(nameEnd + 2), {
+      maxOutputLength: limits.imageMetadataBytesMax,
+    })
+  } catch (error) {
+    const code = error instanceof Error && 'code' in error ? error.code : undefined
+    if (code === 'ERR_BUFFER_TOO_LARGE') throw new TooLargePicture('metadata')
+    // A broken profile is none: the picture itself may be whole.
+    return undefined
+  }
+}
+
+/** @see PNG (Third Edition), 11.3.2: cICP before iCCP, iCCP before sRGB, sRGB before gAMA and cHRM. */
+function colourOf(chunks: readonly Chunk[]): ColourCode | undefined {
+  const content = (wanted: string, bytes: number) =>
+    chunks.find(({ name, content: found }) => name === wanted && found.length === bytes)?.content
+  const code = content('cICP', 4)
+  // Only RGB in full range is allowed there.
+  if (code !== undefined && code[2] === 0) {
+    return { primaries: code.readUInt8(0), transfer: code.readUInt8(1) }
+  }
+  if (content('sRGB', 1) !== undefined) return undefined
+  const chromaticities = content('cHRM', 32)
+  const gamma = content('gAMA', 4)?.readUInt32BE(0)
+  if (chromaticities === undefined && gamma === undefined) return undefined
+  return {
+    chromaticities:
+      chromaticities === undefined
+        ? undefined
+        : Array.from({ length: 8 }, (_, i) => chromaticities.readUInt32BE(i * 4) / 100_000),
+    gamma: gamma === undefined ? undefined : gamma / 100_000,
+  }
+}

@@ -1,0 +1,366 @@
+/** Decodes what the structure parsers left of a picture and writes it anew; runs in the sandbox only. */
+import sharp from 'sharp'
+import type { Sharp, SharpOptions } from 'sharp'
+import { limits } from '@sluice/protocol/limits'
+import { attachToJpeg, attachToPng, attachToWebp } from './attach-profile.ts'
+import { readBmp } from './bmp-structure.ts'
+import { DamagedPicture, UnsupportedPicture } from './damaged-picture.ts'
+import { decodeHeic } from './decode-heic.ts'
+import { readGif } from './gif-structure.ts'
+import { readHeif } from './heif-structure.ts'
+import type { HeifFacts } from './heif-structure.ts'
+import {
+  isHighDynamicRange,
+  isSrgb,
+  recogniseProfile,
+  rgbSpaces,
+  spaceOfCode,
+  spaceOfNumbers,
+  writeProfile,
+} from './icc-profile.ts'
+import type { RgbSpaceName } from './icc-profile.ts'
+import { readJpeg } from './jpeg-structure.ts'
+import type { Orientation, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
+import { writePlainTiff } from './plain-picture.ts'
+import type { PlainPicture } from './plain-picture.ts'
+import { readPng } from './png-structure.ts'
+import type { ImageProfile, JpegForm, PngForm, WebpForm } from './profiles.ts'
+import type { PictureFormat } from './sniff.ts'
+import { stripJpeg, stripPng, stripWebp } from './strip-picture.ts'
+import { readTiff } from './tiff-structure.ts'
+import { toneMap } from './tone-map.ts'
+import { readWebp } from './webp-structure.ts'
+
+export type RenderOptions = { profile: ImageProfile; salvage: boolean }
+
+/** One picture or frame, written anew and stripped. */
+export type Rendered = { bytes: Buffer; partial?: true; hdr?: 'tone-mapped' }
+
+/** A picture whose structure was read: what it is, and how to get its pictures one after the other. */
+export type ReadPicture = {
+  facts: PictureFacts
+  pictures: () => AsyncGenerator<Rendered>
+}
+
+/** What sharp gets to decode, and which of its loaders that takes. */
+type Input = { bytes: Buffer; loader: string }
+
+const loaders = {
+  jpeg: 'VipsForeignLoadJpeg',
+  png: 'VipsForeignLoadPng',
+  webp: 'VipsForeignLoadWebp',
+  gif: 'VipsForeignLoadNsgif',
+  tiff: 'VipsForeignLoadTiff',
+  avif: 'VipsForeignLoadHeif',
+} as const
+
+/** One decoder at a time, no cache: a process that decodes for strangers keeps nothing. */
+export function setUpSharp(): void {
+  sharp.cache(false)
+  sharp.concurrency(1)
+  sharp.block({ operation: ['VipsForeignLoad'] })
+}
+
+/**
+ * Reads the structure; nothing is decoded yet.
+ *
+ * @throws DamagedPicture, TooLargePicture, UnsupportedPicture; so do `pictures`.
+ */
+export function readPicture(
+  format: PictureFormat,
+  bytes: Buffer,
+  options: RenderOptions,
+): ReadPicture {
+  const { salvage, profile } = options
+  const read: ReadOptions = { salvage, pages: profile.pages, frames: profile.frames }
+  if (format === 'bmp') return bmpPicture(bytes, options)
+  if (format === 'avif' || format === 'heic') return heifPicture(readHeif(bytes, read), options)
+  return sharpPicture(readers[format](bytes, read), loaders[format], options)
+}
+
+const readers = { jpeg: readJpeg, png: readPng, webp: readWebp, gif: readGif, tiff: readTiff }
+
+function heifPicture(facts: HeifFacts, options: RenderOptions): ReadPicture {
+  if (facts.coding === 'av1') return sharpPicture(facts, loaders.avif, options)
+  return {
+    facts,
+    async *pictures() {
+      const decoded = decodeHeic(facts.decodable, facts.bits)
+      if (decoded === undefined) throw new DamagedPicture(facts.codedAt)
+      yield await renderPlain(decoded, facts, options)
+    },
+  }
+}
+
+function bmpPicture(bytes: Buffer, options: RenderOptions): ReadPicture {
+  const { removed, icc, damagedAt, ...plain } = readBmp(bytes, options)
+  const facts: PictureFacts = {
+    pages: [{ index: 0, orientation: 1, ...plain }],
+    animated: false,
+    removed,
+    codedAt: 0,
+    decodable: bytes,
+    ...(icc === undefined ? {} : { icc }),
+    ...(damagedAt === undefined ? {} : { damagedAt }),
+  }
+  return {
+    facts,
+    async *pictures() {
+      yield await renderPlain(plain, facts, options)
+    },
+  }
+}
+
+/** What the colours of a picture need: nothing, a conversion, or to be named in the result. */
+type Colours = {
+  /** To be applied by the decoder. */
+  icc?: Buffer
+  /** Numbers stay as they are, and the result names the space. */
+  keep?: RgbSpaceName
+  hdr?: { transfer: number; primaries: number }
+}
+
+function coloursOf(facts: PictureFacts, profile: ImageProfile): Colours {
+  const { icc, colour } = facts
+  if (icc !== undefined) {
+    const known = recogniseProfile(icc)
+    if (known === 'srgb') return {}
+    return known !== undefined && profile.gamut === 'as-is' ? { keep: known } : { icc }
+  }
+  if (colour === undefined) return {}
+  if ('transfer' in colour && isHighDynamicRange(colour.transfer)) return { hdr: colour }
+  const space =
+    'transfer' in colour
+      ? spaceOfCode(colour.primaries, colour.transfer)
+      : spaceOfNumbers(colour.chromaticities, colour.gamma)
+  if (space === undefined || isSrgb(space)) return {}
+  const written = writeProfile(space)
+  const known = recogniseProfile(written)
+  return known !== undefined && profile.gamut === 'as-is' ? { keep: known } : { icc: written }
+}
+
+function sharpPicture(facts: PictureFacts, loader: string, options: RenderOptions): ReadPicture {
+  return {
+    facts,
+    async *pictures() {
+      const colours = coloursOf(facts, options.profile)
+      const input = { bytes: withColours(facts, loader, colours), loader }
+      if (colours.hdr !== undefined) {
+        for (const { index } of facts.pages) {
+          const plain = await decodePlain(input, { index, count: 1, facts, options, deep: true })
+          yield await renderPlain(plain, facts, options)
+        }
+        return
+      }
+      if (facts.animated && facts.pages.length > 1) {
+        yield* renderFrames(input, facts, { ...options, colours })
+        return
+      }
+      for (const page of facts.pages) {
+        yield await render(input, { page, facts, colours, options })
+      }
+    },
+  }
+}
+
+function withColours(facts: PictureFacts, loader: string, colours: Colours): Buffer {
+  const { decodable } = facts
+  const [page] = facts.pages
+  if (colours.icc === undefined || page === undefined) return decodable
+  if (loader === loaders.jpeg) return attachToJpeg(decodable, colours.icc)
+  if (loader === loaders.png) return attachToPng(decodable, colours.icc)
+  return loader === loaders.webp ? attachToWebp(decodable, colours.icc, page) : decodable
+}
+
+/** Frames are put together by the decoder from the first one on, so that many are asked for at once. */
+async function* renderFrames(
+  input: Input,
+  facts: PictureFacts,
+  options: RenderOptions & { colours: Colours },
+): AsyncGenerator<Rendered> {
+  const [first] = facts.pages
+  if (first === undefined) return
+  const batch = Math.max(1, Math.floor(framesPixelsMax / (first.widthPixels * first.heightPixels)))
+  for (let index = 0; index < facts.pages.length; index += batch) {
+    const count = Math.min(batch, facts.pages.length - index)
+    const all = await decodePlain(input, { index, count, facts, options, deep: false })
+    const frameBytes = all.samples.length / count
+    for (let i = 0; i < count; i++) {
+      const samples = all.samples.subarray(i * frameBytes, (i + 1) * frameBytes)
+      const frame = { ...all, heightPixels: all.heightPixels / count, samples }
+      // Their colours have been converted already.
+      const { icc: _, colour: __, ...bare } = facts
+      yield await renderPlain(frame, { ...bare, pages: [first] }, options)
+    }
+  }
+}
+
+/** Frames decoded at once, four bytes a pixel. */
+const framesPixelsMax = 25_000_000
+
+async function decodePlain(
+  input: Input,
+  wanted: {
+    index: number
+    count: number
+    facts: PictureFacts
+    options: RenderOptions
+    deep: boolean
+  },
+): Promise<PlainPicture> {
+  const { index, count, facts, options, deep } = wanted
+  const image = sharp(input.bytes, { ...inputOptions(options), page: index, pages: count })
+  const { data, info } = await decoding(input, facts, () =>
+    image
+      .toColourspace(deep ? 'rgb16' : 'srgb')
+      .raw({ depth: deep ? 'ushort' : 'uchar' })
+      .toBuffer({ resolveWithObject: true }),
+  )
+  const { width: widthPixels, height: heightPixels, channels } = info
+  if (channels === 2) throw new UnsupportedPicture('compression')
+  return { widthPixels, heightPixels, channels, bits: deep ? 16 : 8, samples: data }
+}
+
+/** Pixels that we have ourselves take the same way, inside the simplest of files. */
+async function renderPlain(
+  plain: PlainPicture,
+  facts: PictureFacts,
+  options: RenderOptions,
+): Promise<Rendered> {
+  const colours = coloursOf(facts, options.profile)
+  const orientation = facts.pages[0]?.orientation ?? 1
+  const { hdr, ...rest } = colours
+  const space =
+    hdr === undefined ? undefined : (spaceOfCode(hdr.primaries, 13) ?? rgbSpaces.rec2020)
+  const flat =
+    hdr === undefined || space === undefined
+      ? plain
+      : toneMap(plain, { transfer: hdr.transfer, space })
+  const input = { bytes: writePlainTiff(flat, colours.icc), loader: loaders.tiff }
+  const page = { ...flat, index: 0, orientation }
+  const rendered = await render(input, { page, facts, colours: rest, options })
+  return hdr === undefined ? rendered : { ...rendered, hdr: 'tone-mapped' }
+}
+
+function inputOptions(options: { salvage: boolean }): SharpOptions {
+  return {
+    failOn: options.salvage ? 'none' : 'warning',
+    // Our own parsers have counted; some room for what a decoder adds.
+    limitInputPixels: limits.imagePixelsSumMax * 2,
+    sequentialRead: true,
+  }
+}
+
+async function render(
+  input: Input,
+  what: {
+    page: Size & { index: number; orientation: Orientation }
+    facts: PictureFacts
+    colours: Colours
+    options: RenderOptions
+  },
+): Promise<Rendered> {
+  const { page, facts, colours, options } = what
+  const { profile } = options
+  const settings = { ...inputOptions(options), page: page.index, pages: 1 }
+  if (
+    ![loaders.gif, loaders.tiff, loaders.webp, loaders.avif].some((name) => name === input.loader)
+  ) {
+    Reflect.deleteProperty(settings, 'page')
+    Reflect.deleteProperty(settings, 'pages')
+  }
+  const { hasAlpha, depth, space } = await decoding(input, facts, () =>
+    sharp(input.bytes, settings).metadata(),
+  )
+  const deep = depth === 'ushort' && profile.depth === 'as-is'
+  let keep = colours.keep
+  let image = sharp(input.bytes, { ...settings, ignoreIcc: keep !== undefined })
+  image = scale(image, page, profile)
+  image = turn(image, page.orientation)
+  image = image.toColourspace(deep ? 'rgb16' : 'srgb')
+  if (colours.icc !== undefined && profile.gamut === 'as-is' && space !== 'cmyk') {
+    // A profile of no standard space: sixteen bits of P3 hold what a screen or camera can see.
+    image = image.pipelineColourspace('rgb16').withIccProfile('p3', { attach: false })
+    image = image.toColourspace('rgb16')
+    keep = 'p3'
+  } else if (colours.icc !== undefined && depth === 'ushort') {
+    // sharp converts sixteen bits to P3 on the way, and would leave them there.
+    image = image.withIccProfile('srgb', { attach: false })
+  }
+  const form = formOf(facts, input, { profile, hasAlpha })
+  const bytes = await decoding(input, facts, async () => write(image, form, keep))
+  return facts.damagedAt === undefined ? { bytes } : { bytes, partial: true }
+}
+
+function scale(image: Sharp, page: Size, { sidePixelsMax }: ImageProfile): Sharp {
+  if (Math.max(page.widthPixels, page.heightPixels) <= sidePixelsMax) return image
+  return image.resize({
+    width: sidePixelsMax,
+    height: sidePixelsMax,
+    fit: 'inside',
+    withoutEnlargement: true,
+  })
+}
+
+/** Mirrored first, then turned clockwise. */
+const turns: Record<Orientation, readonly [mirrored: boolean, degrees: number]> = {
+  1: [false, 0],
+  2: [true, 0],
+  3: [false, 180],
+  4: [true, 180],
+  5: [true, 270],
+  6: [false, 90],
+  7: [true, 90],
+  8: [false, 270],
+}
+
+/** Our own reader has found the orientation; the decoder is never asked to apply one. */
+function turn(image: Sharp, orientation: Orientation): Sharp {
+  const [mirrored, degrees] = turns[orientation]
+  const upright = mirrored ? image.flop() : image
+  return degrees === 0 ? upright : upright.rotate(degrees)
+}
+
+function formOf(
+  facts: PictureFacts,
+  input: Input,
+  { profile, hasAlpha }: { profile: ImageProfile; hasAlpha: boolean },
+): JpegForm | PngForm | WebpForm {
+  if (hasAlpha) return profile.transparent
+  return input.loader === loaders.jpeg && !facts.animated ? profile.ofJpeg : profile.opaque
+}
+
+async function write(
+  image: Sharp,
+  form: JpegForm | PngForm | WebpForm,
+  keep: RgbSpaceName | undefined,
+): Promise<Buffer> {
+  if (form.format === 'jpeg') {
+    const { quality, chroma: chromaSubsampling } = form
+    return stripJpeg(await image.jpeg({ quality, chromaSubsampling }).toBuffer())
+  }
+  if (form.format === 'webp') {
+    return stripWebp(await image.webp({ quality: form.quality }).toBuffer())
+  }
+  const written = await image.png({ compressionLevel: form.level, palette: false }).toBuffer()
+  const named = keep === undefined || keep === 'srgb' ? undefined : writeProfile(rgbSpaces[keep])
+  return stripPng(written, named)
+}
+
+/**
+ * Lets sharp work with one loader only, and puts its complaints into our words: what it says may quote
+ * the picture.
+ */
+async function decoding<T>(input: Input, facts: PictureFacts, work: () => Promise<T>): Promise<T> {
+  sharp.block({ operation: ['VipsForeignLoad'] })
+  sharp.unblock({ operation: [input.loader] })
+  try {
+    return await work()
+  } catch (error) {
+    if (!(error instanceof Error)) throw error
+    if (/unsupport|not support|not configured|unimplemented/i.test(error.message)) {
+      throw new UnsupportedPicture('compression')
+    }
+    throw new DamagedPicture(facts.codedAt)
+  }
+}

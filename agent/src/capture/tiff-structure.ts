@@ -1,0 +1,285 @@
+/** Reads the directories of a TIFF or BigTIFF: its pages, and whether it is a camera's raw file in disguise. */
+import { limits } from '@sluice/protocol/limits'
+import { DamagedPicture, TooLargePicture, UnsupportedPicture } from './damaged-picture.ts'
+import { orientationOf, requireSizes } from './picture-facts.ts'
+import type { PictureFacts, ReadOptions, Size } from './picture-facts.ts'
+
+type Entry = { tag: number; type: number; count: number; valueAt: number }
+type Directory = { at: number; entries: Map<number, Entry>; next: number }
+
+/** How numbers lie in this file. */
+type Layout = {
+  bytes: Buffer
+  /** BigTIFF: offsets and counts of 64 bits. */
+  big: boolean
+  u16: (at: number) => number
+  u32: (at: number) => number
+  /** An offset or count in the width of this file; Infinity beyond what a number holds exactly. */
+  wide: (at: number) => number
+}
+
+const tags = {
+  subfileType: 254,
+  oldSubfileType: 255,
+  width: 256,
+  height: 257,
+  bits: 258,
+  compression: 259,
+  photometric: 262,
+  stripOffsets: 273,
+  orientation: 274,
+  samples: 277,
+  stripBytes: 279,
+  tileOffsets: 324,
+  tileBytes: 325,
+  subDirectories: 330,
+  sampleFormat: 339,
+  icc: 34675,
+  dngVersion: 50706,
+} as const
+
+/** What the pixels need; all else is metadata and named by its kind. */
+const structural = new Set([
+  ...[254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, 274, 277, 278, 279, 280, 281],
+  ...[282, 283, 284, 288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323],
+  ...[324, 325, 332, 334, 336, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 519, 520],
+  ...[521, 529, 530, 531, 532, 559],
+])
+
+const kinds = new Map([
+  [269, 'text'],
+  [270, 'text'],
+  [271, 'camera'],
+  [272, 'camera'],
+  [285, 'text'],
+  [305, 'software'],
+  [306, 'time'],
+  [315, 'author'],
+  [316, 'software'],
+  [330, 'previews'],
+  [700, 'xmp'],
+  [33432, 'author'],
+  [33550, 'gps'],
+  [33723, 'iptc'],
+  [33922, 'gps'],
+  [34264, 'gps'],
+  [34377, 'iptc'],
+  [34665, 'exif'],
+  [34675, 'icc'],
+  [34735, 'gps'],
+  [34736, 'gps'],
+  [34737, 'gps'],
+  [34853, 'gps'],
+])
+
+/** @see TIFF 6.0, section 2, and the tags of TIFF/EP and DNG: colour filter array, linear raw. */
+const rawPhotometrics = new Set([32_803, 34_892])
+
+/**
+ * @throws DamagedPicture, TooLargePicture, UnsupportedPicture.
+ * @see TIFF 6.0; BigTIFF (AWare Systems); TIFF Technical Note 1 (sub-directories); DNG 1.7.
+ */
+export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
+  const layout = layoutOf(bytes)
+  const directories = walk(layout)
+  if (isCameraRaw(layout, directories)) throw new UnsupportedPicture('camera-raw')
+  const whole = directories.filter((directory) => !isReduced(layout, directory))
+  const [first] = whole
+  if (first === undefined) throw new DamagedPicture(8)
+  const damagedAt = whole.some((directory) => !isComplete(layout, directory))
+    ? bytes.length
+    : undefined
+  if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
+  const sizes = whole.map((directory) => sizeOf(layout, directory))
+  requireSizes(sizes, 'pages')
+  for (const directory of whole) requireDecodable(layout, directory)
+  const removed = new Set<string>()
+  for (const { entries } of directories) {
+    for (const tag of entries.keys())
+      if (!structural.has(tag)) removed.add(kinds.get(tag) ?? 'other')
+  }
+  if (directories.length > whole.length) removed.add('thumbnail')
+  const wanted = options.pages === 'all' ? whole : [first]
+  if (whole.length > wanted.length) removed.add('further-pictures')
+  const icc = contentOf(layout, first.entries.get(tags.icc))
+  return {
+    pages: wanted.map((directory, i) => ({
+      index: directories.indexOf(directory),
+      orientation: orientationOf(numberOf(layout, directory, tags.orientation) ?? 1),
+      ...(sizes[whole.indexOf(directory)] ?? sizes[i] ?? sizeOf(layout, directory)),
+    })),
+    animated: false,
+    removed,
+    codedAt:
+      numberOf(layout, first, tags.stripOffsets) ?? numberOf(layout, first, tags.tileOffsets) ?? 8,
+    decodable: bytes,
+    ...(icc === undefined ? {} : { icc }),
+    ...(damagedAt === undefined ? {} : { damagedAt }),
+  }
+}
+
+function layoutOf(bytes: Buffer): Layout {
+  if (bytes.length < 16) throw new DamagedPicture(bytes.length)
+  const little = bytes.toString('latin1', 0, 2) === 'II'
+  const need = (at: number, length: number) => {
+    if (at < 0 || at + length > bytes.length) throw new DamagedPicture(bytes.length)
+  }
+  const u16 = (at: number) => {
+    need(at, 2)
+    return little ? bytes.readUInt16LE(at) : bytes.readUInt16BE(at)
+  }
+  const u32 = (at: number) => {
+    need(at, 4)
+    return little ? bytes.readUInt32LE(at) : bytes.readUInt32BE(at)
+  }
+  const u64 = (at: number) => {
+    need(at, 8)
+    return Number(little ? bytes.readBigUInt64LE(at) : bytes.readBigUInt64BE(at))
+  }
+  const big = u16(2) === 43
+  return { bytes, big, u16, u32, wide: big ? u64 : u32 }
+}
+
+/** The main chain, in order; what a directory points to as its previews is looked at by its owner. */
+function walk(layout: Layout): Directory[] {
+  const found: Directory[] = []
+  const seen = new Set<number>()
+  for (let at = layout.wide(layout.big ? 8 : 4); at !== 0;) {
+    if (seen.has(at)) throw new DamagedPicture(at)
+    seen.add(at)
+    const directory = readDirectory(layout, at)
+    found.push(directory)
+    // Of each page a reduced copy and a mask may stand in the chain.
+    if (found.length > 3 * limits.imagePagesMax) throw new TooLargePicture('pages')
+    at = directory.next
+  }
+  return found
+}
+
+function readDirectory(layout: Layout, at: number): Directory {
+  const { big, u16, wide } = layout
+  const count = big ? wide(at) : u16(at)
+  const entryBytes = big ? 20 : 12
+  const start = at + (big ? 8 : 2)
+  if (start + count * entryBytes > layout.bytes.length)
+    throw new DamagedPicture(layout.bytes.length)
+  // The standard knows some hundred tags.
+  if (count > 4096) throw new TooLargePicture('nesting')
+  const entries = new Map<number, Entry>()
+  for (let i = 0; i < count; i++) {
+    const entryAt = start + i * entryBytes
+    const entry = {
+      tag: u16(entryAt),
+      type: u16(entryAt + 2),
+      count: wide(entryAt + 4),
+      valueAt: entryAt + (big ? 12 : 8),
+    }
+    if (!entries.has(entry.tag)) entries.set(entry.tag, entry)
+  }
+  const nextAt = start + count * entryBytes
+  // Some writers end right behind the last entry.
+  const next = nextAt + (big ? 8 : 4) > layout.bytes.length ? 0 : wide(nextAt)
+  return { at, entries, next }
+}
+
+/** BYTE, ASCII, SHORT, LONG, RATIONAL, … LONG8, SLONG8, IFD8. */
+const typeBytes = [0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 8, 8]
+
+function* numbersOf(layout: Layout, entry: Entry | undefined, most: number): Generator<number> {
+  if (entry === undefined) return
+  const width = typeBytes[entry.type] ?? 0
+  const room = layout.big ? 8 : 4
+  const at = entry.count * width <= room ? entry.valueAt : layout.wide(entry.valueAt)
+  for (let i = 0; i < Math.min(entry.count, most); i++) {
+    const valueAt = at + i * width
+    if (valueAt + width > layout.bytes.length) throw new DamagedPicture(layout.bytes.length)
+    if (entry.type === 1) yield layout.bytes.readUInt8(valueAt)
+    else if (entry.type === 3) yield layout.u16(valueAt)
+    else if (entry.type === 4 || entry.type === 13) yield layout.u32(valueAt)
+    else if (entry.type >= 16) yield layout.wide(valueAt)
+    else return
+  }
+}
+
+function numberOf(layout: Layout, directory: Directory, tag: number): number | undefined {
+  for (const value of numbersOf(layout, directory.entries.get(tag), 1)) return value
+  return undefined
+}
+
+function contentOf(layout: Layout, entry: Entry | undefined): Buffer | undefined {
+  if (entry === undefined || entry.count > limits.imageMetadataBytesMax) return undefined
+  const at = layout.wide(entry.valueAt)
+  if (at + entry.count > layout.bytes.length) return undefined
+  return Buffer.from(layout.bytes.subarray(at, at + entry.count))
+}
+
+function sizeOf(layout: Layout, directory: Directory): Size {
+  const widthPixels = numberOf(layout, directory, tags.width) ?? 0
+  const heightPixels = numberOf(layout, directory, tags.height) ?? 0
+  if (widthPixels === 0 || heightPixels === 0) throw new DamagedPicture(directory.at)
+  return { widthPixels, heightPixels }
+}
+
+/** Bit 0 of the subfile type is a reduced copy, bit 2 a mask; the old tag says 2 for the former. */
+function isReduced(layout: Layout, directory: Directory): boolean {
+  const type = numberOf(layout, directory, tags.subfileType) ?? 0
+  return (type & 5) !== 0 || numberOf(layout, directory, tags.oldSubfileType) === 2
+}
+
+/** Whether all of its strips or tiles lie within the file. */
+function isComplete(layout: Layout, directory: Directory): boolean {
+  const { entries } = directory
+  const tiled = entries.has(tags.tileOffsets)
+  const offsets = entries.get(tiled ? tags.tileOffsets : tags.stripOffsets)
+  const sizes = entries.get(tiled ? tags.tileBytes : tags.stripBytes)
+  if (offsets === undefined) return false
+  // Without sizes, which old writers leave out for a single strip, only the start can be looked at.
+  const lengths = sizes === undefined ? [] : [...numbersOf(layout, sizes, piecesMax)]
+  let i = 0
+  for (const offset of numbersOf(layout, offsets, piecesMax)) {
+    if (offset + (lengths[i] ?? 1) > layout.bytes.length) return false
+    i++
+  }
+  return i > 0
+}
+
+/** 100 megapixels in tiles of 16 by 16 pixels. */
+const piecesMax = 400_000
+
+function requireDecodable(layout: Layout, directory: Directory): void {
+  const samples = numberOf(layout, directory, tags.samples) ?? 1
+  if (samples > 5) throw new UnsupportedPicture('many-channels')
+  for (const bits of numbersOf(layout, directory.entries.get(tags.bits), 5)) {
+    if (bits > 16) throw new UnsupportedPicture('deep-samples')
+  }
+  // 1 unsigned, 2 signed, 3 floating point, 4 undefined, which writers use for unsigned.
+  for (const format of numbersOf(layout, directory.entries.get(tags.sampleFormat), 5)) {
+    if (format !== 1 && format !== 4) throw new UnsupportedPicture('deep-samples')
+  }
+}
+
+/** A raw file's first directory may be a harmless preview: every directory is asked, and its children. */
+function isCameraRaw(layout: Layout, directories: readonly Directory[]): boolean {
+  // Canon's CR2 says so behind the header.
+  if (!layout.big && layout.bytes.toString('latin1', 8, 10) === 'CR') return true
+  const waiting = [...directories]
+  const seen = new Set<number>()
+  for (let directory = waiting.pop(); directory !== undefined; directory = waiting.pop()) {
+    if (directory.entries.has(tags.dngVersion)) return true
+    const photometric = numberOf(layout, directory, tags.photometric)
+    if (photometric !== undefined && rawPhotometrics.has(photometric)) return true
+    for (const at of numbersOf(
+      layout,
+      directory.entries.get(tags.subDirectories),
+      limits.boxDepthMax,
+    )) {
+      if (seen.has(at)) continue
+      seen.add(at)
+      if (seen.size > directoriesMax) throw new TooLargePicture('nesting')
+      waiting.push(readDirectory(layout, at))
+    }
+  }
+  return false
+}
+
+const directoriesMax = 1000
