@@ -11,6 +11,10 @@ export type CheckedFilm = {
   frames: number
   sampleRateHz: number
   channels: number
+  /** Of the picture, or of the sound where there is none. */
+  durationMs: number
+  /** Of the longer track. */
+  longestMs: number
 }
 
 /** The index and the head of one fragment; ours are a thousandth of it. */
@@ -24,6 +28,9 @@ type Track = {
   sampleRateHz: number
   channels: number
   samples: number
+  /** Units of its clock, and how many of them a second has. */
+  units: number
+  unitsPerSecond: number
 }
 
 /** Content of a box that is held whole, and where we are in it. */
@@ -117,7 +124,13 @@ export async function checkFilm(pieces: AsyncIterable<Buffer>): Promise<CheckedF
     frames: picture?.samples ?? 0,
     sampleRateHz: sound?.sampleRateHz ?? 0,
     channels: sound?.channels ?? 0,
+    durationMs: lengthOf(picture ?? sound),
+    longestMs: Math.max(...tracks.map(lengthOf)),
   }
+}
+
+function lengthOf(track: Track | undefined): number {
+  return track === undefined ? 0 : Math.round((track.units / track.unitsPerSecond) * 1000)
 }
 
 async function takeHead(cursor: ByteCursor): Promise<{ type: string; bytes: number }> {
@@ -238,27 +251,31 @@ function checkEdits(edits: Fields): void {
 
 function readMedia(media: Fields, id: number): Track {
   let kind: string | undefined
+  let unitsPerSecond = 0
   let track: Track | undefined
   for (const { type, fields } of media.boxes()) {
-    if (type === 'mdhd') checkMediaHeader(fields)
+    if (type === 'mdhd') unitsPerSecond = readMediaHeader(fields)
     else if (type === 'hdlr' && kind === undefined) kind = readHandler(fields)
     else if (type === 'minf' && kind !== undefined && track === undefined) {
       track = readInformation(fields, { id, kind })
     } else throw notClean(type)
   }
-  if (track === undefined) throw notClean('a track without description')
-  return track
+  if (track === undefined || unitsPerSecond === 0) throw notClean('a track without description')
+  return { ...track, unitsPerSecond }
 }
 
-function checkMediaHeader(fields: Fields): void {
+/** @returns Units a second. */
+function readMediaHeader(fields: Fields): number {
   const { version, flags } = fields.full()
   if (version > 1 || flags !== 0) throw notClean('an unknown mdhd')
   fields.zeros(version === 1 ? 16 : 8, 'a date')
-  fields.bytes(version === 1 ? 12 : 8)
+  const unitsPerSecond = fields.number(4)
+  fields.bytes(version === 1 ? 8 : 4)
   // Three letters of five bits: "und".
   fields.is(2, 0x55c4, 'a language')
   fields.zeros(2)
   fields.end()
+  return unitsPerSecond
 }
 
 function readHandler(fields: Fields): string {
@@ -308,6 +325,7 @@ const emptyTables = new Map([
   ['stsz', 12],
   ['stss', 8],
   ['ctts', 8],
+  ['sdtp', 4],
 ])
 
 function readTable(table: Fields, known: { id: number; kind: string }): Track {
@@ -339,6 +357,10 @@ function readDescription(fields: Fields, { id, kind }: { id: number; kind: strin
 
 type Described = Omit<Track, 'id' | 'codec'>
 
+const noSound = { sampleRateHz: 0, channels: 0 }
+const noPicture = { widthPixels: 0, heightPixels: 0 }
+const nothingYet = { samples: 0, units: 0, unitsPerSecond: 0 }
+
 function readPictureEntry(fields: Fields, codec: 'avc1' | 'hvc1'): Described {
   fields.zeros(6)
   fields.is(2, 1, 'a data reference')
@@ -367,7 +389,7 @@ function readPictureEntry(fields: Fields, codec: 'avc1' | 'hvc1'): Described {
     configured ||= type === 'avcC' || type === 'hvcC'
   }
   if (!configured) throw notClean('pictures that nothing decodes')
-  return { widthPixels, heightPixels, sampleRateHz: 0, channels: 0, samples: 0 }
+  return { widthPixels, heightPixels, ...noSound, ...nothingYet }
 }
 
 function checkColour(fields: Fields): void {
@@ -448,7 +470,7 @@ function readSoundEntry(fields: Fields, codec: 'mp4a' | 'fLaC'): Described {
     part.end()
   }
   if (!configured) throw notClean('sound that nothing decodes')
-  return { widthPixels: 0, heightPixels: 0, sampleRateHz, channels, samples: 0 }
+  return { ...noPicture, sampleRateHz, channels, ...nothingYet }
 }
 
 const aacRates = [
@@ -537,7 +559,7 @@ function readTrackFragment(
   tracks: readonly Track[],
 ): { samples: Sample[]; offset: number }[] {
   let track: Track | undefined
-  let sampleBytes = 0
+  const defaults = { duration: 0, bytes: 0 }
   const runs: { samples: Sample[]; offset: number }[] = []
   for (const { type, fields } of fragment.boxes()) {
     if (type === 'tfhd' && track === undefined) {
@@ -547,16 +569,15 @@ function readTrackFragment(
       const id = fields.number(4)
       track = tracks.find((candidate) => candidate.id === id)
       if (flags & 2) fields.is(4, 1, 'a further description')
-      if (flags & 8) fields.bytes(4)
-      if (flags & 16) sampleBytes = fields.number(4)
+      if (flags & 8) defaults.duration = fields.number(4)
+      if (flags & 16) defaults.bytes = fields.number(4)
       if (flags & 32) fields.bytes(4)
       fields.end()
     } else if (type === 'tfdt') {
       const { version } = fields.full()
       fields.bytes(version === 1 ? 8 : 4)
       fields.end()
-    } else if (type === 'trun' && track !== undefined)
-      runs.push(readRun(fields, track, sampleBytes))
+    } else if (type === 'trun' && track !== undefined) runs.push(readRun(fields, track, defaults))
     else throw notClean(type)
   }
   if (track === undefined) throw notClean('a fragment of no track')
@@ -566,7 +587,7 @@ function readTrackFragment(
 function readRun(
   fields: Fields,
   track: Track,
-  defaultBytes: number,
+  defaults: { duration: number; bytes: number },
 ): { samples: Sample[]; offset: number } {
   const { version, flags } = fields.full()
   if (version > 1 || (flags & ~0xf05) !== 0 || (flags & 1) === 0) throw notClean('an unknown trun')
@@ -575,8 +596,8 @@ function readRun(
   if (flags & 4) fields.bytes(4)
   const samples: Sample[] = []
   for (let i = 0; i < count; i++) {
-    if (flags & 0x100) fields.bytes(4)
-    samples.push({ track, bytes: flags & 0x200 ? fields.number(4) : defaultBytes })
+    track.units += flags & 0x100 ? fields.number(4) : defaults.duration
+    samples.push({ track, bytes: flags & 0x200 ? fields.number(4) : defaults.bytes })
     if (flags & 0x400) fields.bytes(4)
     if (flags & 0x800) fields.bytes(4)
     // A run without fields could claim any number of samples.

@@ -15,9 +15,11 @@ const children: Readonly<Record<string, readonly string[]>> = {
   mdia: ['mdhd', 'hdlr', 'minf'],
   minf: ['vmhd', 'smhd', 'dinf', 'stbl'],
   dinf: ['dref'],
-  stbl: ['stsd', 'stts', 'ctts', 'stss', 'stsc', 'stsz', 'stco'],
-  avc1: ['avcC', 'pasp', 'colr', 'btrt', 'fiel'],
+  stbl: ['stsd', 'stts', 'ctts', 'stss', 'stsc', 'stsz', 'stco', 'sdtp'],
+  avc1: ['avcC', 'pasp', 'colr', 'btrt', 'fiel', 'mdcv', 'clli'],
+  hvc1: ['hvcC', 'pasp', 'colr', 'btrt', 'fiel', 'mdcv', 'clli'],
   mp4a: ['esds', 'btrt', 'chan'],
+  fLaC: ['dfLa', 'btrt', 'chan'],
   mvex: ['mehd', 'trex'],
   moof: ['mfhd', 'traf'],
   traf: ['tfhd', 'tfdt', 'trun'],
@@ -25,7 +27,7 @@ const children: Readonly<Record<string, readonly string[]>> = {
 }
 
 /** Bytes before the first child box. */
-const fieldBytes: Readonly<Record<string, number>> = { avc1: 78, mp4a: 28 }
+const fieldBytes: Readonly<Record<string, number>> = { avc1: 78, hvc1: 78, mp4a: 28, fLaC: 28 }
 
 /**
  * @param encoded What ffmpeg wrote, in pieces of any size.
@@ -56,7 +58,7 @@ export async function* cleanFilm(encoded: AsyncIterable<Buffer>): AsyncGenerator
       pending = pending.subarray(needed)
       if (box.type !== 'mdat') {
         cleanBox(head, { ...box, offset: 0 })
-        yield head
+        yield box.type === 'moov' ? withoutForeignUnits(head) : head
         continue
       }
       yield head
@@ -94,7 +96,7 @@ function cleanBox(bytes: Buffer, box: Box): void {
   const [start, end] = contentRange(box)
   const from = start + (fieldBytes[box.type] ?? 0)
   if (from > end) throw notClean(box.type)
-  if (box.type === 'avc1') blankEncoderName(bytes, start)
+  if (box.type === 'avc1' || box.type === 'hvc1') blankEncoderName(bytes, start)
   for (const child of boxesIn(bytes, [from, end])) {
     // ffmpeg writes an empty list of tags even when there are none.
     if (box.type === 'moov' && child.type === 'udta') blankBox(bytes, child)
@@ -126,7 +128,7 @@ function cleanLeaf(bytes: Buffer, box: Box): void {
       return
     case 'stsd':
       for (const entry of boxesIn(bytes, [start + 8, end])) {
-        if (entry.type !== 'avc1' && entry.type !== 'mp4a') throw notClean(entry.type)
+        if (fieldBytes[entry.type] === undefined) throw notClean(entry.type)
         cleanBox(bytes, entry)
       }
   }
@@ -141,6 +143,62 @@ function blankEncoderName(bytes: Buffer, start: number): void {
 function blankBox(bytes: Buffer, box: Box): void {
   bytes.fill(0, box.offset + box.headerBytes, box.offset + box.bytes)
   bytes.write('free', box.offset + 4, 'latin1')
+}
+
+/**
+ * Encoders of HEVC sign in the configuration too, beside the parameter sets. What is taken out there
+ * becomes free space at the end of the index, so that no offset changes.
+ */
+function withoutForeignUnits(index: Buffer): Buffer {
+  const rest = rebuilt(index, boxAt(index, 0, index.length))
+  const freed = index.length - rest.length
+  if (freed === 0) return index
+  if (freed < 8) throw notClean('a unit of no size')
+  const free = Buffer.alloc(freed)
+  free.writeUInt32BE(freed, 0)
+  free.write('free', 4, 'latin1')
+  rest.writeUInt32BE(index.length, 0)
+  return Buffer.concat([rest, free])
+}
+
+/** Where the configuration lies. */
+const wayToUnits = new Set(['moov', 'trak', 'mdia', 'minf', 'stbl', 'stsd', 'hvc1'])
+
+function rebuilt(bytes: Buffer, box: Box): Buffer {
+  const [start, end] = contentRange(box)
+  let content: Buffer
+  if (box.type === 'hvcC') content = parameterSets(bytes.subarray(start, end))
+  else if (wayToUnits.has(box.type)) {
+    const from = start + (box.type === 'stsd' ? 8 : (fieldBytes[box.type] ?? 0))
+    const parts = boxesIn(bytes, [from, end]).map((child) => rebuilt(bytes, child))
+    content = Buffer.concat([bytes.subarray(start, from), ...parts])
+  } else return bytes.subarray(box.offset, end)
+  const head = Buffer.from(bytes.subarray(box.offset, box.offset + 8))
+  head.writeUInt32BE(8 + content.length, 0)
+  return Buffer.concat([head, content])
+}
+
+/** @see ISO/IEC 14496-15, 8.3.3.1: 22 bytes, the number of arrays, and each with its type and units. */
+function parameterSets(configuration: Buffer): Buffer {
+  if (configuration.length < 23) throw notClean('a short configuration')
+  const kept: Buffer[] = []
+  let at = 23
+  for (let array = 0; array < configuration.readUInt8(22); array++) {
+    const from = at
+    if (at + 3 > configuration.length) throw notClean('a short configuration')
+    const units = configuration.readUInt16BE(at + 1)
+    at += 3
+    for (let unit = 0; unit < units; unit++) {
+      if (at + 2 > configuration.length) throw notClean('a short configuration')
+      at += 2 + configuration.readUInt16BE(at)
+    }
+    if (at > configuration.length) throw notClean('a short configuration')
+    const type = configuration.readUInt8(from) & 63
+    if (type >= 32 && type <= 34) kept.push(configuration.subarray(from, at))
+  }
+  const head = Buffer.from(configuration.subarray(0, 23))
+  head.writeUInt8(kept.length, 22)
+  return Buffer.concat([head, ...kept])
 }
 
 /** x264 signs its first frame and ffmpeg's AAC its first packet unless told not to. */

@@ -58,7 +58,7 @@ export async function readMatroska(source: Readable, options: ReadOptions = {}):
   if (head.id !== ids.ebml || head.unknown) throw corruptMedium('film', { byte: 0 })
   const segment = await elementAt(ahead, head.end, source.bytes)
   if (segment.id !== ids.segment) throw corruptMedium('film', { byte: head.end })
-  if (segment.end > source.bytes && options.salvage !== true) {
+  if (!segment.unknown && segment.end > source.bytes && options.salvage !== true) {
     throw corruptMedium('film', { byte: source.bytes })
   }
   const found = await readSegment(ahead, segment, options)

@@ -161,7 +161,7 @@ async function encodeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
     encoder,
     threads: threadsFor(encoding),
   })
-  const { exit, value: content } = await runFilm(encoding, {
+  const { value: content } = await runFilm(encoding, {
     output: [
       ...filmEncoderInit(encoder),
       '-frames:v',
@@ -173,12 +173,12 @@ async function encodeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
     keep: (output) => hold(cleanFilm(output), encoding),
   })
   try {
-    const { durationMs } = readProgress(exit)
     const checked = await checkFilm(content.read())
+    const { durationMs, longestMs } = checked
     if (checked.frames > limits.videoFramesMax) {
       throw tooLarge('film', 'has too many pictures', String(limits.videoFramesMax))
     }
-    requireDuration(durationMs, salvage ? 0 : (facts.shownMs ?? facts.durationMs))
+    requireDuration(longestMs, salvage ? 0 : (facts.shownMs ?? facts.durationMs))
     if (checked.frames === 0) throw corruptMedium('film', { ms: 0 })
     return {
       kind: 'video',
@@ -239,7 +239,7 @@ async function extractSound(encoding: FilmEncoding): Promise<NormalisedMedium> {
     outputBytesMax: soundBytesMax({ sampleRateHz: limits.audioSampleRateHzMax, channels: 8 }),
     keep: sound.keep,
   })
-  const medium = await sound.finish({ exit, held: value })
+  const { samples: _, ...medium } = await sound.finish({ exit, held: value })
   return { ...medium, removed: facts.removed, source: sourceOf(source) }
 }
 
@@ -337,7 +337,7 @@ async function normaliseBare(source: Source, options: AvOptions): Promise<Normal
     filters: input.filters,
     speech,
   })
-  const sound = keepSound(recipe, encoding, facts.sampleRateHz)
+  const sound = keepSound(recipe, encoding)
   const run: FfmpegRun = {
     input: () => [...input.args, '-i', 'pipe:0'],
     output: recipe.args,
@@ -355,9 +355,9 @@ async function normaliseBare(source: Source, options: AvOptions): Promise<Normal
     const again = { ...run, stdin: input.bytes() }
     throw corruptMedium('sound', { ms: await findBreak(encoding, again) })
   }
-  const medium = await sound.finish({ exit: result.exit, held: result.value })
+  const { samples, ...medium } = await sound.finish({ exit: result.exit, held: result.value })
   try {
-    if (!salvage && !speech) requireSamples(input, readSamples(result.exit, facts.sampleRateHz))
+    if (!salvage && !speech) requireSamples(input, samples)
   } catch (error) {
     await medium.content[Symbol.asyncDispose]()
     throw error
@@ -370,25 +370,19 @@ const paddingSamplesMax = 5 * 1152
 
 function requireSamples(input: SoundInput, samples: number): void {
   const { facts, check } = input
-  if (check === 'none' || facts.samples === 0) return
+  if (check === 'none' || facts.samples === 0 || samples === 0) return
   const missing = facts.samples - samples
   if (check === 'exactly' ? missing === 0 : missing <= paddingSamplesMax) return
   throw corruptMedium('sound', { ms: (samples / facts.sampleRateHz) * 1000 })
 }
 
-/** Exact: a microsecond is a fraction of a sample at every rate that is allowed. */
-function readSamples(exit: SandboxExit, sampleRateHz: number): number {
-  return Math.round((readProgress(exit).micros * sampleRateHz) / 1_000_000)
-}
-
-type FinishedSound = Omit<NormalisedMedium, 'removed' | 'source'>
+/** `samples` is 0 where they are not counted. */
+type FinishedSound = Omit<NormalisedMedium, 'removed' | 'source'> & { samples: number }
 
 /** Keeps what an encoder writes of a sound, and checks it with a parser that took no part in writing it. */
 function keepSound(
   recipe: SoundRecipe,
   encoding: Encoding,
-  /** Of the source. */
-  sampleRateHz = 0,
 ): {
   keep: (output: AsyncIterable<Buffer>) => Promise<HeldBytes>
   finish: (ended: { exit: SandboxExit; held: HeldBytes }) => Promise<FinishedSound>
@@ -401,52 +395,56 @@ function keepSound(
     return hold(recipe.codec === 'aac' ? cleanFilm(output) : output, encoding)
   }
   const finish = async ({ exit, held }: { exit: SandboxExit; held: HeldBytes }) => {
-    let content = held
     try {
-      if (recipe.codec === 'flac') {
-        content = withHead(flac.head(readSamples(exit, flac.facts().sampleRateHz)), held)
-      }
-      if (recipe.codec === 'wavpack') {
-        content = withHead(wavpack.head(readSamples(exit, sampleRateHz)), held)
-      }
-      const checked = await checkSound(recipe, content)
-      const { durationMs } = readProgress(exit)
-      if (durationMs === 0) throw corruptMedium('sound', { ms: 0 })
-      requireLimits({
-        durationMs,
-        picture: undefined,
-        sound: checked,
-        removed: [],
+      const { content, samples, sampleRateHz, channels } = await completeSound(recipe, {
+        held,
+        flac,
+        wavpack,
       })
+      const durationMs =
+        samples === 0 ? readProgress(exit).durationMs : Math.round((samples / sampleRateHz) * 1000)
+      if (durationMs === 0) throw corruptMedium('sound', { ms: 0 })
+      const sound = { sampleRateHz, channels }
+      requireLimits({ durationMs, picture: undefined, sound, removed: [] })
       return {
         kind: 'audio' as const,
         extension: recipe.extension,
         codec: recipe.codec,
         durationMs,
-        sampleRateHz: checked.sampleRateHz,
-        channels: checked.channels,
+        ...sound,
+        samples,
         tools: { ffmpeg: encoding.ffmpeg.version },
         content,
       }
     } catch (error) {
-      await content[Symbol.asyncDispose]()
+      await held[Symbol.asyncDispose]()
       throw error
     }
   }
   return { keep, finish }
 }
 
-async function checkSound(
+/** Checks what was written, and writes the head that its encoder could not go back for. */
+async function completeSound(
   recipe: SoundRecipe,
-  content: HeldBytes,
-): Promise<{ sampleRateHz: number; channels: number }> {
+  written: {
+    held: HeldBytes
+    flac: ReturnType<typeof splitFlac>
+    wavpack: ReturnType<typeof splitWavpack>
+  },
+): Promise<{ content: HeldBytes; samples: number; sampleRateHz: number; channels: number }> {
+  const { held, flac, wavpack } = written
   switch (recipe.codec) {
-    case 'flac':
-      return checkFlac(content.read())
-    case 'wavpack':
-      return checkWavpack(content.read())
+    case 'flac': {
+      const checked = await checkFlac(withHead(flac.head(0), held).read())
+      return { ...checked, content: withHead(flac.head(checked.samples), held) }
+    }
+    case 'wavpack': {
+      const checked = await checkWavpack(withHead(wavpack.head(0), held).read())
+      return { ...checked, content: withHead(wavpack.head(checked.samples), held) }
+    }
     case 'aac':
-      return checkFilm(content.read())
+      return { ...(await checkFilm(held.read())), samples: 0, content: held }
   }
 }
 
