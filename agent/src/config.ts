@@ -4,6 +4,7 @@ import { limits } from '@sluice/protocol/limits'
 import { analyserName, isolationLevel } from '@sluice/protocol/manifest'
 import { z } from 'zod'
 import { analyserConfig } from './analysis/analyser.ts'
+import { gatePolicy } from './capture/gate-policy.ts'
 
 const absolutePath = z
   .string()
@@ -86,6 +87,7 @@ export const agentConfig = z
       description:
         'How decoders and analysers are kept apart; `none` only by name, and shown in receipts.',
     }),
+    gate: gatePolicy.prefault({}),
     ffmpegPath: absolutePath.optional().meta({
       env: 'SLUICE_AGENT_FFMPEG_PATH',
       description: 'The ffmpeg to use. Absent: the system’s, else the one of the packages.',

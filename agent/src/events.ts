@@ -23,6 +23,8 @@ export type AgentEvents = LinkEvents &
     isolationNone(): void
     ffmpegFound(found: { version: string; origin: string }): void
     ffmpegMissing(): void
+    scannerReady(engine: string, version: string): void
+    scannerMissing(problem: SluiceError): void
   }
 
 export function createEvents(log: Log): AgentEvents {
@@ -31,6 +33,8 @@ export function createEvents(log: Log): AgentEvents {
     isolationNone: () => log('warning', 'agent.isolation_none'),
     ffmpegFound: ({ version, origin }) => log('info', 'ffmpeg.found', { version, origin }),
     ffmpegMissing: () => log('warning', 'ffmpeg.missing'),
+    scannerReady: (engine, version) => log('info', 'scanner.ready', { engine, version }),
+    scannerMissing: (problem) => log('error', 'scanner.missing', saidOf(problem)),
     certificateRenewed: (notAfterMs) =>
       log('info', 'certificate.renewed', { until: new Date(notAfterMs).toISOString() }),
     renewalFailed: (problem) => log('error', 'certificate.not_renewed', saidOf(problem)),
@@ -59,11 +63,15 @@ export function createEvents(log: Log): AgentEvents {
 
     submitted: ({ submissionId, sources, origin }) =>
       log('info', 'submission.taken', { submissionId, files: sources.length, origin }),
-    sealed: ({ submissionId, jobId, sealedBytes, mediaCount }) =>
-      log('info', 'job.sealed', { submissionId, jobId, sealedBytes, mediaCount }),
+    sealed: ({ submissionId, jobId, sealedBytes, mediaCount, unscanned }) =>
+      log(unscanned ? 'warning' : 'info', 'job.sealed', {
+        ...{ submissionId, jobId, sealedBytes, mediaCount, unscanned },
+      }),
     submissionRefused: ({ submissionId }, problem) =>
       // Messages of the gate may name a file, and original names stay out of logs.
       log('warning', 'submission.refused', { submissionId, code: problem.code }),
+    infected: ({ engine, finding, bytes }) =>
+      log('error', 'medium.infected', { engine, finding, bytes }),
     sealingPutOff: ({ submissionId }, problem) =>
       log('warning', 'sealing.put_off', { submissionId, code: problem.code }),
     stored: ({ jobId, sealedBytes }) => log('info', 'job.stored', { jobId, sealedBytes }),

@@ -7,6 +7,7 @@ import { SluiceError, errorCodes } from '@sluice/protocol/errors'
 import {
   agentId,
   commandId,
+  infectionId,
   jobId,
   leaseId,
   obligationId,
@@ -15,8 +16,8 @@ import {
   submissionId,
 } from '@sluice/protocol/ids'
 import { jobState, sourcePolicy } from '@sluice/protocol/job'
-import { analyserName, sha256Hex } from '@sluice/protocol/manifest'
-import { kemPublicKey, sealedHeader } from '@sluice/protocol/messages'
+import { analyserName, scanEngine, sha256Hex } from '@sluice/protocol/manifest'
+import { kemPublicKey, scanFinding, sealedHeader } from '@sluice/protocol/messages'
 import { memoryLevel } from '@sluice/protocol/receipt'
 import { dsseEnvelope } from '@sluice/protocol/sealing/dsse'
 import {
@@ -45,6 +46,14 @@ export const sourceIdentity = z.strictObject({
   modifiedAtNs: z.string(),
 })
 export type SourceIdentity = z.infer<typeof sourceIdentity>
+
+/** What is kept of an infected source: hash and reason, nothing else. */
+export const infection = z.strictObject({
+  sha256: sha256Hex,
+  engine: scanEngine,
+  finding: scanFinding,
+  bytes: z.int().nonnegative(),
+})
 
 /** Files someone handed in, before there is a sealed job of them. */
 export const submission = z.strictObject({
@@ -76,6 +85,8 @@ export const captureJob = z.strictObject({
   source: sourcePolicy,
   moveTo: z.string().optional(),
   mediaCount: z.int().min(1),
+  /** Of those, passed without the word of a scanner. */
+  unscanned: z.int().positive().optional(),
   sealedBytes: z.int().nonnegative(),
   sealedHeader,
   sealedHeaderSha256: sha256Hex,
@@ -185,6 +196,19 @@ const journalData = z.strictObject({
       }),
     )
     .default({}),
+  /** Infected sources of this host, by the hash of their content. */
+  quarantine: z
+    .record(
+      sha256Hex,
+      z.strictObject({
+        ...infection.omit({ sha256: true }).shape,
+        infectionId,
+        foundAtMs: instant,
+        /** The control plane knows, so that an administrator is told. */
+        told: z.boolean(),
+      }),
+    )
+    .default({}),
   /** When this agent learnt that it was revoked. It does no work from then on. */
   lockedOutAtMs: instant.optional(),
   /** Files of watched folders that were taken, by path. */
@@ -279,6 +303,7 @@ function emptyJournal(): JournalData {
     receipts: {},
     purges: {},
     purgedJobs: {},
+    quarantine: {},
     watched: {},
   }
 }

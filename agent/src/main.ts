@@ -1,8 +1,9 @@
 /** Puts an agent together for its role and runs it until it is told to end. */
 import { mkdir, readFile, stat } from 'node:fs/promises'
 import { setInterval as every } from 'node:timers/promises'
-import { SluiceError } from '@sluice/protocol/errors'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import type { JobId, SubmissionId } from '@sluice/protocol/ids'
+import type { IsolationLevel } from '@sluice/protocol/manifest'
 import type { Grant } from '@sluice/protocol/messages'
 import type { Supervisor } from '@sluice/protocol/process/lifecycle'
 import { readSwapFacts } from '@sluice/protocol/process/swap'
@@ -12,9 +13,11 @@ import { exampleAnalyser } from './analysis/example-analyser.ts'
 import { type Analysis, createAnalysis } from './analysis/pipeline.ts'
 import { build } from './build.ts'
 import { findFfmpeg } from './capture/find-ffmpeg.ts'
+import { scanPolicyOf } from './capture/gate-policy.ts'
 import { removeOldResults } from './capture/open-result.ts'
 import { type Capture, createCapture } from './capture/pipeline.ts'
 import { type StageCounts, isSettled, presentSubmission } from './capture/present.ts'
+import { createScanner } from './capture/scan.ts'
 import { watchFolders } from './capture/watch.ts'
 import { type AgentConfig, foldersOf } from './config.ts'
 import { type ControlLink, createControlLink } from './control-link.ts'
@@ -125,6 +128,7 @@ export async function runAgent(options: {
     })
     if (ffmpeg) events.ffmpegFound(ffmpeg)
     else events.ffmpegMissing()
+    await lookAtScanner({ config, isolation, events })
     const capture = roles.use(
       createCapture({
         ...shared,
@@ -134,6 +138,7 @@ export async function runAgent(options: {
         reserveBytes: config.spoolReserveBytes,
         partsInParallel: config.partsInParallel,
         ffmpeg,
+        gate: config.gate,
         ...(config.bandwidthBytesPerSecond > 0
           ? { bandwidth: limitBandwidth(config.bandwidthBytesPerSecond) }
           : {}),
@@ -220,6 +225,29 @@ function requireAnalysis(analysis: Analysis | undefined): Analysis {
 
 // ---------------------------------------------------------------- capture
 
+/**
+ * A scanner that would write media to a disk, or whose word does not count, is a mistake that stops
+ * the start; one that is down or stale is only said, and media wait for it.
+ *
+ * @throws SluiceError `scan.unsafe`.
+ */
+async function lookAtScanner(on: {
+  config: AgentConfig
+  isolation: IsolationLevel
+  events: AgentEvents
+}): Promise<void> {
+  const { scan } = on.config.gate
+  if (scanPolicyOf(scan) === 'off') return
+  try {
+    const facts = await createScanner({ settings: scan, isolation: on.isolation }).check()
+    for (const [engine, { version }] of Object.entries(facts))
+      on.events.scannerReady(engine, version)
+  } catch (error) {
+    if (!isSluiceError(error) || error.code === 'scan.unsafe') throw error
+    on.events.scannerMissing(error)
+  }
+}
+
 /** What only this process knows: the counts of stages under way, and who wants to hear of them. */
 function createLiveProgress() {
   const counts = new Map<SubmissionId, StageCounts>()
@@ -267,7 +295,11 @@ async function answerCapture(
         presentSubmission(journal.data, id, live.counts.get(id)),
       )
       const { receiveKeys } = journal.data
-      return say({ ...statusOf(parts), receiveKeys: receiveKeys.length, submissions: views })
+      const quarantine = quarantineOf(journal)
+      return say({
+        ...statusOf(parts),
+        ...{ receiveKeys: receiveKeys.length, quarantine, submissions: views },
+      })
     }
     case 'results':
       for (const job of Object.values(journal.data.jobs)) {
@@ -276,6 +308,13 @@ async function answerCapture(
         say({ jobId, resultPath, analyser, files: sources.map((source) => source.path) })
       }
   }
+}
+
+/** Hash and reason of infected sources, newest first. */
+function quarantineOf(journal: Journal): object[] {
+  return Object.entries(journal.data.quarantine)
+    .map(([sha256, { engine, finding, foundAtMs }]) => ({ sha256, engine, finding, foundAtMs }))
+    .toSorted((one, other) => other.foundAtMs - one.foundAtMs)
 }
 
 /** How often a followed job is asked about at the control plane while it is out of our hands. */

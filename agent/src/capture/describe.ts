@@ -137,6 +137,7 @@ function describe(options: {
   }
   if (medium.partial === true) entry.partial = true
   if (medium.hdr !== undefined) entry.hdr = medium.hdr
+  if (medium.scan !== undefined) entry.scan = medium.scan
   return entry
 }
 

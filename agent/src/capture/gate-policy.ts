@@ -1,6 +1,7 @@
 /** What an operator decides about the gate: the part of the configuration that is about media, in one schema. */
 import path from 'node:path'
 import { limits } from '@sluice/protocol/limits'
+import { gateProfile } from '@sluice/protocol/manifest'
 import { z } from 'zod'
 
 const absolutePath = z
@@ -10,24 +11,58 @@ const absolutePath = z
   .refine((text) => path.isAbsolute(text), 'must be an absolute path')
 
 /** Scanners, and what happens to a medium that they cannot judge. */
-export const scanSettings = z.strictObject({
-  policy: z.enum(['require', 'warn', 'off']).default('require').meta({
-    env: 'SLUICE_AGENT_SCAN_POLICY',
-    description:
-      'What a scanner that is down, slow, stale or too small means: `require` lets media wait or refuses them, `warn` lets them pass marked as unscanned. Without a scanner nothing is scanned.',
-  }),
-  clamdConfigFile: absolutePath.optional().meta({
-    env: 'SLUICE_AGENT_SCAN_CLAMD_CONFIG_FILE',
-    description:
-      'Configuration that clamd of this host runs with, such as /etc/clamav/clamd.conf; its socket is used.',
-  }),
-  yaraRulesFile: absolutePath.optional().meta({
-    env: 'SLUICE_AGENT_SCAN_YARA_RULES_FILE',
-    description: 'YARA rules; a medium that any of them matches is infected.',
-  }),
-  signatureAgeHoursMax: z.int().min(1).max(87_600).default(limits.signatureAgeHoursDefault).meta({
-    env: 'SLUICE_AGENT_SCAN_SIGNATURE_AGE_HOURS_MAX',
-    description: 'Older signatures of clamd count as none.',
-  }),
-})
+export const scanSettings = z
+  .strictObject({
+    policy: z.enum(['require', 'warn', 'off']).optional().meta({
+      env: 'SLUICE_AGENT_SCAN_POLICY',
+      description:
+        'When a scanner is down, slow, stale or too small: `require` lets media wait or refuses them, `warn` lets them pass marked as unscanned. Absent: `require` with a scanner, else `off`.',
+    }),
+    clamdConfigFile: absolutePath.optional().meta({
+      env: 'SLUICE_AGENT_SCAN_CLAMD_CONFIG_FILE',
+      description:
+        'Configuration that clamd of this host runs with, such as /etc/clamav/clamd.conf; its socket is used.',
+    }),
+    yaraRulesFile: absolutePath.optional().meta({
+      env: 'SLUICE_AGENT_SCAN_YARA_RULES_FILE',
+      description: 'YARA rules in one file; a medium that any of them matches is infected.',
+    }),
+    signatureAgeHoursMax: z.int().min(1).max(87_600).default(limits.signatureAgeHoursDefault).meta({
+      env: 'SLUICE_AGENT_SCAN_SIGNATURE_AGE_HOURS_MAX',
+      description: 'Older signatures of clamd count as none.',
+    }),
+  })
+  .refine((scan) => (scan.policy ?? 'off') === 'off' || hasScanner(scan), {
+    path: ['policy'],
+    message: 'needs clamdConfigFile or yaraRulesFile',
+  })
 export type ScanSettings = z.infer<typeof scanSettings>
+
+function hasScanner(scan: { clamdConfigFile?: unknown; yaraRulesFile?: unknown }): boolean {
+  return scan.clamdConfigFile !== undefined || scan.yaraRulesFile !== undefined
+}
+
+/** Whoever configures a scanner wants its word. */
+export function scanPolicyOf(scan: ScanSettings): 'require' | 'warn' | 'off' {
+  return scan.policy ?? (hasScanner(scan) ? 'require' : 'off')
+}
+
+/** Everything an operator decides about media of this host. */
+export const gatePolicy = z.strictObject({
+  profile: gateProfile.default('analysis').meta({
+    env: 'SLUICE_AGENT_GATE_PROFILE',
+    description:
+      'What media become: `analysis` as a model sees them well, `faithful` without loss, `compact` for thin links.',
+  }),
+  nameMismatch: z.enum(['report', 'refuse']).default('report').meta({
+    env: 'SLUICE_AGENT_GATE_NAME_MISMATCH',
+    description:
+      'A name that promises another type than the content: `report` says so in the manifest.',
+  }),
+  salvage: z.boolean().default(false).meta({
+    env: 'SLUICE_AGENT_GATE_SALVAGE',
+    description: 'Whether what decodes of a damaged medium is taken, marked as partial.',
+  }),
+  scan: scanSettings.prefault({}),
+})
+export type GatePolicy = z.infer<typeof gatePolicy>

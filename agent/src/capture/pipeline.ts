@@ -5,6 +5,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import {
+  infectionId,
   type JobId,
   type ObligationId,
   type SubmissionId,
@@ -27,10 +28,12 @@ import type { ObjectReader } from '../transfer/download.ts'
 import type { ObjectClient } from '../transfer/object-client.ts'
 import { type Bandwidth, uploadSpool } from '../transfer/upload.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
+import { type GatePolicy, gatePolicy, scanPolicyOf } from './gate-policy.ts'
 import { openResult, removeUndelivered } from './open-result.ts'
 import type { Stage } from './present.ts'
 import { purgeSpools, takeFromJournal } from './purge.ts'
 import { type CaptureDuty, nextDuty } from './rules.ts'
+import { type Infection, createScanner } from './scan.ts'
 import { type SealedFacts, sealInChild } from './seal.ts'
 import { handleSource, identifySource } from './sources.ts'
 import {
@@ -72,6 +75,8 @@ export type CaptureOptions = {
   isolation: IsolationLevel
   /** Found once; without it films and most sounds are refused. */
   ffmpeg: Ffmpeg | undefined
+  /** What the operator decided about media; default as in the configuration. */
+  gate?: GatePolicy
   partsInParallel: number
   bandwidth?: Bandwidth
   events: CaptureEvents
@@ -87,6 +92,8 @@ export type CaptureEvents = {
   sealed(job: CaptureJob): void
   submissionRefused(submission: Submission, problem: SluiceError): void
   sealingPutOff(submission: Submission, problem: SluiceError): void
+  /** Refused by a scanner; the submission's own refusal follows. */
+  infected(found: Infection): void
   stored(job: CaptureJob): void
   resultDelivered(job: CaptureJob): void
   spoolDeleted(job: CaptureJob): void
@@ -127,6 +134,16 @@ const mendedBySealing: ReadonlySet<string> = new Set([
   'keys.escrow_mismatch',
   'spool.damaged',
 ])
+/** What passes without anybody's doing, or once somebody looks after the host. */
+const patientWith: ReadonlySet<string> = new Set([
+  'spool.full',
+  'host.disk_full',
+  'scan.unavailable',
+  'scan.stale',
+  'scan.unsafe',
+])
+/** What a sealing told of its sources before it failed. */
+type Found = { blamed?: number; infections: Infection[] }
 /** Jobs uploaded, and results opened, at the same time. */
 const atOnce = 2
 /** Ended jobs, and refused submissions, that stay in the journal for `status`. */
@@ -144,6 +161,7 @@ export function createCapture(options: CaptureOptions): Capture {
   const { signal } = closing
   const uploads = createTurns(atOnce)
   const openings = createTurns(atOnce)
+  const gate = options.gate ?? gatePolicy.parse({})
   const carried = new Map<JobId, Carried>()
   const tasks = new Set<Promise<void>>()
   let sealing: Promise<void> | undefined
@@ -152,6 +170,7 @@ export function createCapture(options: CaptureOptions): Capture {
   let wakeSealing = () => {}
   let supplying: Promise<void> | undefined
   let abandoning: Promise<void> | undefined
+  let warning: Promise<void> | undefined
 
   signal.addEventListener('abort', () => {
     wakeSealing()
@@ -261,7 +280,28 @@ export function createCapture(options: CaptureOptions): Capture {
     }
   }
 
+  /**
+   * A sealing that would only wait for the scanner uses up no receive key.
+   *
+   * @throws SluiceError `scan.*`, all of which pass.
+   */
+  async function requireScanner(submission: Submission): Promise<void> {
+    if (scanPolicyOf(gate.scan) !== 'require') return
+    try {
+      await createScanner({ settings: gate.scan, isolation: options.isolation }).check()
+    } catch (error) {
+      if (!isSluiceError(error)) throw error
+      events.sealingPutOff(submission, error)
+      await journal.change((draft) => {
+        const current = draft.submissions[submission.submissionId]
+        if (current?.state === 'waiting') current.problem = problemOf(error)
+      })
+      throw error
+    }
+  }
+
   async function sealAs(submission: Submission, id: JobId, purged: AbortSignal): Promise<void> {
+    await requireScanner(submission)
     const key = await journal.change((draft) => {
       const usable = draft.receiveKeys.findIndex((each) => each.expiresAtMs > now())
       const current = draft.submissions[submission.submissionId]
@@ -283,6 +323,7 @@ export function createCapture(options: CaptureOptions): Capture {
       events.sealingPutOff(submission, none)
       throw none
     }
+    const found: Found = { infections: [] }
     try {
       const facts = await sealInChild(
         {
@@ -296,11 +337,15 @@ export function createCapture(options: CaptureOptions): Capture {
           reserveBytes: options.reserveBytes,
           isolation: options.isolation,
           ffmpeg: options.ffmpeg,
+          gate,
+          quarantined: Object.keys(journal.data.quarantine),
         },
         {
           signal: AbortSignal.any([signal, purged]),
           progress: (progress) =>
             options.progress({ submissionId: submission.submissionId, jobId: id, ...progress }),
+          blamed: (source) => (found.blamed = source),
+          infected: (infection) => void found.infections.push(infection),
         },
       )
       await recordSealed(submission, id, key.receiveKeyId, facts)
@@ -309,7 +354,7 @@ export function createCapture(options: CaptureOptions): Capture {
       // What a purge has ended is not wanted any more, or it was none of its business and goes again.
       if (purged.aborted && !signal.aborted) return
       if (signal.aborted || !isSluiceError(error)) throw error
-      await recordUnsealed(submission.submissionId, error)
+      await recordUnsealed(submission.submissionId, error, found)
       if (error.retry === 'later') throw error
     }
   }
@@ -353,32 +398,81 @@ export function createCapture(options: CaptureOptions): Capture {
   }
 
   /** After a failure that may pass the submission waits again, a few times; else it is refused. */
-  async function recordUnsealed(which: SubmissionId, problem: SluiceError): Promise<void> {
-    tellUnsealed(await journal.change((draft) => putBack(draft, which, problem)), problem)
+  async function recordUnsealed(
+    which: SubmissionId,
+    problem: SluiceError,
+    found: Found,
+  ): Promise<void> {
+    const after = await journal.change((draft) => {
+      for (const infection of found.infections) quarantine(draft, infection)
+      return putBack(draft, which, problem, found.blamed)
+    })
+    for (const infection of found.infections) events.infected(infection)
+    for (const each of after) tellUnsealed(each, problem)
+    wantWarned()
   }
 
+  /** Hash and reason stay; an administrator is still to be told. */
+  function quarantine(draft: JournalData, { sha256, ...reason }: Infection): void {
+    if (draft.quarantine[sha256] !== undefined) return
+    const id = newId(infectionId, now())
+    draft.quarantine[sha256] = { ...reason, infectionId: id, foundAtMs: now(), told: false }
+    const newestFirst = Object.entries(draft.quarantine).toSorted(
+      ([, one], [, other]) => other.foundAtMs - one.foundAtMs,
+    )
+    draft.quarantine = Object.fromEntries(newestFirst.slice(0, limits.quarantineEntriesMax))
+  }
+
+  /** @returns The submission as it is now, and the one that its bad source became. */
   function putBack(
     draft: JournalData,
     which: SubmissionId,
     problem: SluiceError,
-  ): Submission | undefined {
+    blamed?: number,
+  ): Submission[] {
     const current = draft.submissions[which]
-    if (!current || current.state === 'purged') return undefined
-    // No room and no key are no fault of the source, and no reason to ever give up.
-    const patient = problem.code === 'spool.full' || problem.code === 'host.disk_full'
+    if (!current || current.state === 'purged') return []
+    // No room and no scanner are no fault of the source, and no reason to ever give up.
+    const patient = patientWith.has(problem.code)
     const again = problem.retry === 'later' && (patient || current.attempts < sealAttemptsMax)
-    current.state = again ? 'waiting' : 'refused'
-    current.problem = problemOf(problem)
+    const aside = again ? undefined : setAside(draft, current, blamed)
+    current.state = again || aside ? 'waiting' : 'refused'
+    if (aside) aside.problem = problemOf(problem)
+    else current.problem = problemOf(problem)
     delete current.jobId
     forgetOldest(draft)
-    return structuredClone(current)
+    return structuredClone(aside ? [current, aside] : [current])
   }
 
-  function tellUnsealed(after: Submission | undefined, problem: SluiceError): void {
-    if (after?.state === 'refused') {
+  /**
+   * A watched folder's batch was put together by nobody: one bad source is refused by itself, and
+   * the others go on without it. Who names files together gets them together, or not at all.
+   */
+  function setAside(
+    draft: JournalData,
+    batch: Submission,
+    blamed: number | undefined,
+  ): Submission | undefined {
+    if (batch.origin !== 'watch' || batch.sources.length < 2 || blamed === undefined)
+      return undefined
+    const [source] = batch.sources.splice(blamed, 1)
+    if (!source) return undefined
+    const aside: Submission = {
+      ...structuredClone(batch),
+      ...{ submissionId: newId(submissionId, now()), sources: [source], state: 'refused' },
+    }
+    delete aside.jobId
+    delete batch.problem
+    batch.attempts = 0
+    draft.submissions[aside.submissionId] = aside
+    return aside
+  }
+
+  function tellUnsealed(after: Submission, problem: SluiceError): void {
+    if (after.state === 'refused') {
       events.submissionRefused(after, problem)
       options.progress({ submissionId: after.submissionId, stage: 'refused' })
-    } else if (after) events.sealingPutOff(after, problem)
+    } else events.sealingPutOff(after, problem)
   }
 
   // ---------------------------------------------------------------- jobs
@@ -512,7 +606,7 @@ export function createCapture(options: CaptureOptions): Capture {
       return putBack(draft, current.submissionId, problem)
     })
     await deleteSpool(spoolDir, current.jobId)
-    tellUnsealed(after, problem)
+    for (const each of after) tellUnsealed(each, problem)
     wakeSealing()
   }
 
@@ -777,6 +871,29 @@ export function createCapture(options: CaptureOptions): Capture {
     }
   }
 
+  /** Tells of infected sources until the control plane knows. */
+  async function warn(): Promise<void> {
+    for (;;) {
+      const untold = Object.entries(journal.data.quarantine).find(([, { told }]) => !told)
+      if (!untold) return
+      const [sha256, { infectionId: id, engine, finding, foundAtMs }] = untold
+      const body = { infectionId: id, engine, finding, foundAtMs }
+      await link.request('medium.infected', body, { signal })
+      await journal.change((draft) => {
+        const entry = draft.quarantine[sha256]
+        if (entry) entry.told = true
+      })
+    }
+  }
+
+  function wantWarned(): void {
+    if (warning || link.state !== 'connected') return
+    warning = warn()
+      .catch(ignoreMissedNews)
+      .finally(() => (warning = undefined))
+    inBackground(warning)
+  }
+
   function wantAbandoned(): void {
     if (abandoning || link.state !== 'connected') return
     abandoning = abandonPurged()
@@ -789,6 +906,7 @@ export function createCapture(options: CaptureOptions): Capture {
     wantKeys()
     wakeSealing()
     wantAbandoned()
+    wantWarned()
     inBackground(askStates().catch(ignoreMissedNews))
   })
 

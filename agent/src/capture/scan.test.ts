@@ -393,7 +393,7 @@ describe('several scanners', () => {
   const engine = (name: ScanEngine['name'], verdict: ScanEngine['scan']): ScanEngine => ({
     ...{ name, check: async () => ({ version: '1' }), scan: verdict },
   })
-  const settings = scanSettings.parse({})
+  const settings: ScanSettings = { policy: 'require', signatureAgeHoursMax: 72 }
   const clean = engine('clamd', async () => ({ clean: true }))
   const finds = engine('yara', async () => ({ clean: false, finding: 'bad\u001b[31m\nname' }))
 
@@ -409,7 +409,7 @@ describe('several scanners', () => {
   })
 
   it('are off when none is configured', async () => {
-    const none = createScanner({ settings, isolation })
+    const none = createScanner({ settings: scanSettings.parse({}), isolation })
     assert.equal(await none.scan(target(eicarFile())), undefined)
   })
 

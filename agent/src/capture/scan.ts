@@ -1,8 +1,8 @@
 /** Has every source looked at by the scanners of this host before a decoder sees it; only exactly clean counts. */
 import { createHash } from 'node:crypto'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
-import type { IsolationLevel } from '@sluice/protocol/manifest'
-import type { ScanSettings } from './gate-policy.ts'
+import type { IsolationLevel, ScanEngineName, ScanMark } from '@sluice/protocol/manifest'
+import { type ScanSettings, scanPolicyOf } from './gate-policy.ts'
 import { clamdEngine } from './scan-clamd.ts'
 import { yaraEngine } from './scan-yara.ts'
 
@@ -19,7 +19,7 @@ export type EngineFacts = { version: string; signaturesAtMs?: number }
 
 /** One scanner, whatever it is made of. */
 export type ScanEngine = {
-  readonly name: 'clamd' | 'yara'
+  readonly name: Exclude<ScanEngineName, 'quarantine'>
   /**
    * Whether its word counts now; called before the first scan, and again whenever one wants to know.
    *
@@ -34,14 +34,11 @@ export type ScanEngine = {
   scan(source: ScanTarget, signal?: AbortSignal): Promise<Verdict>
 }
 
-/** For the manifest: `unscanned` passed without a verdict, because the policy lets it. */
-export type ScanMark = 'clean' | 'unscanned'
-
 /** What is kept of an infected medium, and all that is. */
 export type Infection = {
   /** Of the source, lower-case hex. */
   sha256: string
-  engine: ScanEngine['name'] | 'quarantine'
+  engine: ScanEngineName
   /** Name of the signature or rule. */
   finding: string
   bytes: number
@@ -76,6 +73,7 @@ export type ScannerOptions = {
 /** The scanners that the settings name; with none of them, `scan` lets everything pass. */
 export function createScanner(options: ScannerOptions): Scanner {
   const { settings, signal } = options
+  const policy = scanPolicyOf(settings)
   const engines = options.engines ?? enginesOf(settings, options.isolation)
   const quarantined = new Set(options.quarantined)
   const tools: Record<string, string> = {}
@@ -139,11 +137,11 @@ export function createScanner(options: ScannerOptions): Scanner {
         if (quarantined.has(sha256))
           await refuse(source, 'quarantine', 'the same content as before', sha256)
       }
-      if (settings.policy === 'off' || engines.length === 0) return undefined
+      if (policy === 'off' || engines.length === 0) return undefined
       try {
         return await verdict(source)
       } catch (error) {
-        if (settings.policy !== 'warn' || !isMissed(error)) throw error
+        if (policy !== 'warn' || !isMissed(error)) throw error
         options.missed?.(error)
         return 'unscanned'
       }

@@ -2,7 +2,7 @@
 import { type Hash, createHash, randomFillSync } from 'node:crypto'
 import type { FileHandle } from 'node:fs/promises'
 import path from 'node:path'
-import { SluiceError } from '@sluice/protocol/errors'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import { archiveContext } from '@sluice/protocol/sealing/context'
 import { makeReceiverKeyPair, sealEnvelope } from '@sluice/protocol/sealing/key-envelope'
 import { type Sealer, createSealer, sealedHeaderHash } from '@sluice/protocol/sealing/seal'
@@ -11,7 +11,8 @@ import { diskEffects, isDiskFull } from '../durable-file.ts'
 import { serveParent } from './child.ts'
 import { writeArchive } from './describe.ts'
 import { type Gate, passEach } from './gate.ts'
-import { type SealMessage, type SealOrder, sealOrder } from './seal.ts'
+import { createScanner } from './scan.ts'
+import { type FullSealOrder, type SealMessage, sealOrder } from './seal.ts'
 import { identifySource, isSameSource } from './sources.ts'
 import { createSpoolFile, createSpoolFolder, requireRoom, spoolFiles } from './spool.ts'
 
@@ -27,12 +28,22 @@ serveParent(sealOrder, (order, say) => {
   })
 })
 
-async function sealJob(order: SealOrder, tell: (message: SealMessage) => void): Promise<void> {
+async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => void): Promise<void> {
   const sourceBytes = order.sources.reduce((sum, source) => sum + source.bytes, 0)
-  await checkSources(order)
+  await checkSources(order, tell)
   await requireRoom(order.spoolDir, { bytes: sourceBytes, reserveBytes: order.reserveBytes })
   const folder = await createSpoolFolder(order.spoolDir, order.jobId)
-  const gate: Gate = { isolation: order.isolation, ffmpeg: order.ffmpeg, scratchFolder: folder }
+  const { profile, salvage, nameMismatch, scan } = order.gate
+  let unscanned = 0
+  const scanner = createScanner({
+    ...{ settings: scan, isolation: order.isolation, quarantined: order.quarantined },
+    infected: (infection) => tell({ type: 'infected', ...infection }),
+    missed: () => (unscanned += 1),
+  })
+  const gate: Gate = {
+    ...{ isolation: order.isolation, ffmpeg: order.ffmpeg, scratchFolder: folder },
+    ...{ profile, salvage, nameMismatch, scanner },
+  }
   using keys = await makeKeys(order, folder)
   const { sealer, resultPublicKey } = keys
   await using file = await createSpoolFile(folder, spoolFiles.archive)
@@ -52,21 +63,27 @@ async function sealJob(order: SealOrder, tell: (message: SealMessage) => void): 
     analyser: order.analyser,
     resultPublicKey: resultPublicKey.toString('base64url'),
     isolation: order.isolation,
+    profile,
     tools: { sluice: build },
   }
   const manifest = await writeArchive({ media, head }, async (plaintext) => {
     await spool.write(sealer.update(plaintext))
     tellSealed(spool.bytes(), tell)
+  }).catch((error: unknown) => {
+    // Sources pass one after the other: it is the one behind the last that did.
+    if (isAboutSource(error)) tell({ type: 'blamed', source: passed })
+    throw error
   })
   await spool.write(sealer.final())
   await file.sync()
   await diskEffects.syncFolder(folder)
   // A source that changed under our hands may be sealed half old, half new.
-  await checkSources(order)
+  await checkSources(order, tell)
   tell({ type: 'progress', stage: 'seal', done: spool.bytes(), total: spool.bytes() })
   tell({
     type: 'sealed',
     mediaCount: manifest.media.length,
+    ...(unscanned > 0 ? { unscanned } : {}),
     sealedBytes: spool.bytes(),
     sealedHeader: sealer.header.toString('base64url'),
     sealedHeaderSha256: sealedHeaderHash(sealer.header).toString('hex'),
@@ -79,7 +96,7 @@ async function sealJob(order: SealOrder, tell: (message: SealMessage) => void): 
  * before the first byte of ciphertext: what is sealed can be opened by someone, or is nothing.
  */
 async function makeKeys(
-  order: SealOrder,
+  order: FullSealOrder,
   folder: string,
 ): Promise<Disposable & { sealer: Sealer; resultPublicKey: Buffer }> {
   const jobKey = randomFillSync(Buffer.allocUnsafeSlow(32))
@@ -129,9 +146,17 @@ function spoolWriter(file: FileHandle) {
 }
 
 /** Sources must still be the files that were submitted. */
-async function checkSources(order: SealOrder): Promise<void> {
-  for (const source of order.sources) {
-    if (isSameSource(await identifySource(source.path), source)) continue
+async function checkSources(
+  order: FullSealOrder,
+  tell: (message: SealMessage) => void,
+): Promise<void> {
+  for (const [place, source] of order.sources.entries()) {
+    const now = await identifySource(source.path).catch((error: unknown) => {
+      tell({ type: 'blamed', source: place })
+      throw error
+    })
+    if (isSameSource(now, source)) continue
+    tell({ type: 'blamed', source: place })
     throw new SluiceError(
       'media.changed',
       `${path.basename(source.path)} has changed since it was submitted`,
@@ -140,6 +165,11 @@ async function checkSources(order: SealOrder): Promise<void> {
       },
     )
   }
+}
+
+/** Whether a failure is one of the source that was worked on, and not of this host. */
+function isAboutSource(error: unknown): boolean {
+  return isSluiceError(error) && /^(?:media|scan)\./.test(error.code)
 }
 
 let toldAtMs = 0

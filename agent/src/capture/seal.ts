@@ -3,11 +3,14 @@ import { agentId, jobId, receiveKeyId } from '@sluice/protocol/ids'
 import { analyserName, isolationLevel, sha256Hex } from '@sluice/protocol/manifest'
 import { kemPublicKey, sealedHeader } from '@sluice/protocol/messages'
 import { SluiceError } from '@sluice/protocol/errors'
+import { limits } from '@sluice/protocol/limits'
 import { z } from 'zod'
-import { sourceIdentity } from '../journal.ts'
+import { infection, sourceIdentity } from '../journal.ts'
 import { siblingScript } from '../sandbox.ts'
 import { runChild } from './child.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
+import { gatePolicy } from './gate-policy.ts'
+import type { Infection } from './scan.ts'
 import { deleteSpool } from './spool.ts'
 
 const ffmpegFound = z.strictObject({
@@ -31,8 +34,14 @@ export const sealOrder = z.strictObject({
   isolation: isolationLevel,
   /** As `findFfmpeg` found it when the agent started; without one, films and most sounds are refused. */
   ffmpeg: ffmpegFound.optional(),
+  gate: gatePolicy.prefault({}),
+  /** Hashes of what was found infected here before. */
+  quarantined: z.array(sha256Hex).max(limits.quarantineEntriesMax).default([]),
 })
-export type SealOrder = z.infer<typeof sealOrder>
+export type FullSealOrder = z.infer<typeof sealOrder>
+/** What has a default may be left out. */
+export type SealOrder = Omit<FullSealOrder, 'gate' | 'quarantined'> &
+  Partial<Pick<FullSealOrder, 'gate' | 'quarantined'>>
 
 /** What a child tells on the way: which source it is at, and how many bytes are sealed. */
 const progress = z.strictObject({
@@ -46,6 +55,8 @@ export type SealProgress = Omit<z.infer<typeof progress>, 'type'>
 const sealedFacts = z.strictObject({
   type: z.literal('sealed'),
   mediaCount: z.int().min(1),
+  /** Media that passed without the word of a scanner. */
+  unscanned: z.int().positive().optional(),
   sealedBytes: z.int().positive(),
   sealedHeader,
   sealedHeaderSha256: sha256Hex,
@@ -53,7 +64,12 @@ const sealedFacts = z.strictObject({
 })
 export type SealedFacts = Omit<z.infer<typeof sealedFacts>, 'type'>
 
-export const sealMessage = z.discriminatedUnion('type', [progress, sealedFacts])
+/** Which source it was that ended a sealing, by its place in the order. */
+const blamed = z.strictObject({ type: z.literal('blamed'), source: z.int().nonnegative() })
+/** Told before the refusal itself. */
+const infected = z.strictObject({ type: z.literal('infected'), ...infection.shape })
+
+export const sealMessage = z.discriminatedUnion('type', [progress, sealedFacts, blamed, infected])
 export type SealMessage = z.infer<typeof sealMessage>
 
 /**
@@ -64,7 +80,14 @@ export type SealMessage = z.infer<typeof sealMessage>
  */
 export async function sealInChild(
   order: SealOrder,
-  options: { signal: AbortSignal; progress: (progress: SealProgress) => void },
+  options: {
+    signal: AbortSignal
+    progress: (progress: SealProgress) => void
+    /** Told which source is to blame for a failure, before it is thrown. */
+    blamed?: (source: number) => void
+    /** Told of an infected source, before its refusal is thrown. */
+    infected?: (infection: Infection) => void
+  },
 ): Promise<SealedFacts> {
   let sealed: SealedFacts | undefined
   try {
@@ -75,6 +98,8 @@ export async function sealInChild(
       hear(message) {
         const { type, ...facts } = sealMessage.parse(message)
         if (type === 'progress') options.progress(facts as SealProgress)
+        else if (type === 'blamed') options.blamed?.((facts as z.infer<typeof blamed>).source)
+        else if (type === 'infected') options.infected?.(facts as Infection)
         else sealed = facts as SealedFacts
       },
     })

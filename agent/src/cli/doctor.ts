@@ -6,6 +6,8 @@ import { limits } from '@sluice/protocol/limits'
 import { disableCoreDumps } from '@sluice/protocol/process/lifecycle'
 import { canSwap, readSwapFacts, swapPossible } from '@sluice/protocol/process/swap'
 import { findFfmpeg } from '../capture/find-ffmpeg.ts'
+import { scanPolicyOf } from '../capture/gate-policy.ts'
+import { createScanner } from '../capture/scan.ts'
 import { prepareSpool, requireRoom } from '../capture/spool.ts'
 import { type AgentConfig, foldersOf } from '../config.ts'
 import { openIdentity } from '../enrol.ts'
@@ -47,6 +49,7 @@ async function examine(config: AgentConfig): Promise<Finding[]> {
       return level === 'none' ? 'none, as configured' : level
     }),
     await look('ffmpeg', () => ffmpegText(config)),
+    await look('scanner', () => scannerText(config)),
     await look('spool', async () => {
       const { spoolDir } = foldersOf(config)
       await prepareSpool(spoolDir)
@@ -86,6 +89,19 @@ async function ffmpegText({ isolation, ffmpegPath }: AgentConfig): Promise<strin
   throw new SluiceError('media.decoder_missing', 'not found: films and most sounds are refused', {
     hint: 'Install ffmpeg 5.1 or later (Debian: apt install ffmpeg), or set "ffmpegPath".',
   })
+}
+
+async function scannerText({ isolation, gate }: AgentConfig): Promise<string> {
+  const policy = scanPolicyOf(gate.scan)
+  if (policy === 'off') return 'none: media are not scanned'
+  const level = await detectIsolation(isolation)
+  const facts = await createScanner({ settings: gate.scan, isolation: level }).check()
+  const texts = Object.entries(facts).map(([engine, { version, signaturesAtMs: atMs }]) =>
+    atMs === undefined
+      ? `${engine} ${version}`
+      : `${engine} ${version}, signatures of ${instantText(atMs)}`,
+  )
+  return `${texts.join('; ')} (${policy})`
 }
 
 async function identityText({ stateDir }: AgentConfig): Promise<string> {

@@ -148,16 +148,30 @@ function printResult(view: SubmissionView & { result?: unknown }): void {
     print(`  ${medium}  ${JSON.stringify(output)}`)
 }
 
-const shownStatus = z.looseObject({ submissions: z.array(submissionView).optional() })
+const shownStatus = z.looseObject({
+  submissions: z.array(submissionView).optional(),
+  quarantine: z
+    .array(
+      z.object({
+        sha256: z.string(),
+        engine: z.string(),
+        finding: z.string(),
+        foundAtMs: z.number(),
+      }),
+    )
+    .optional(),
+})
 
 async function status(options: PlaceOptions & { json?: true }): Promise<void> {
   const [line] = await ask(options, { type: 'status' }).catch((error: unknown) =>
     explainSilence(options, error),
   )
   if (options.json) return print(JSON.stringify(line))
-  const { submissions, ...facts } = shownStatus.parse(line)
+  const { submissions, quarantine = [], ...facts } = shownStatus.parse(line)
   for (const [key, value] of Object.entries(facts))
     print(`${key.padEnd(22)} ${factText(key, value)}`)
+  for (const { sha256, engine, finding, foundAtMs } of quarantine)
+    print(`infected  ${sha256}  ${finding} (${engine})  ${instantText(foundAtMs)}`)
   for (const view of submissions ?? []) {
     const files = view.files.map((file) => path.basename(file)).join(' ')
     print(`${view.submissionId}  ${stageText(view)}  ${files}`)
