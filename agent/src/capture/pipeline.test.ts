@@ -8,6 +8,7 @@ import path from 'node:path'
 import { afterEach, before, beforeEach, describe, it } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import sharp from 'sharp'
+import { need } from '../../../test/src/tools/need.ts'
 import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import {
   commandId,
@@ -41,6 +42,8 @@ import { createPurges } from '../purge.ts'
 import { createReceiptOutbox } from '../receipts.ts'
 import { type ThrowawayAuthority, makeAuthority } from '../throwaway-authority.ts'
 import type { ObjectClient } from '../transfer/object-client.ts'
+import type { Ffmpeg } from './find-ffmpeg.ts'
+import { type GatePolicy, gatePolicy } from './gate-policy.ts'
 import { type Capture, type CaptureEvents, createCapture } from './pipeline.ts'
 import { presentSubmission } from './present.ts'
 
@@ -96,6 +99,7 @@ function makeControlPlane() {
     offline: false,
     inventories: [] as RequestBody<'inventory.report'>[],
     abandoned: [] as string[],
+    infections: [] as RequestBody<'medium.infected'>[],
     /** The store takes a part and says nothing, for ever. */
     storeHangs: false,
 
@@ -130,6 +134,9 @@ function makeControlPlane() {
           })
           return { body: { keys } }
         }
+        case 'medium.infected':
+          self.infections.push(body)
+          return { body: {} }
         case 'job.announce':
           return self.announce(body, attachment)
         case 'upload.begin': {
@@ -257,10 +264,22 @@ function makeControlPlane() {
   return self
 }
 
-const silent = new Proxy({} as CaptureEvents, { get: () => () => {} })
+/** Says nothing but what a test wants to hear. */
+const quietBut = (events: Partial<CaptureEvents> = {}) =>
+  new Proxy(events as CaptureEvents, {
+    get: (heard, name: keyof CaptureEvents) => heard[name] ?? (() => {}),
+  })
 
 /** One process of the agent: begins with what the journal holds. */
-async function startAgent(options: { reserveBytes?: number; effects?: DurableEffects } = {}) {
+async function startAgent(
+  options: {
+    reserveBytes?: number
+    effects?: DurableEffects
+    gate?: GatePolicy
+    ffmpeg?: Ffmpeg
+    events?: Partial<CaptureEvents>
+  } = {},
+) {
   const journal: Journal = await openJournal(folder, options.effects)
   const commands = new Map<string, (command: never, signal: AbortSignal) => Promise<void>>()
   const connected: (() => void)[] = []
@@ -298,7 +317,9 @@ async function startAgent(options: { reserveBytes?: number; effects?: DurableEff
     },
   } as unknown as ObjectClient
   const capture: Capture = createCapture({
-    ...{ link, journal, identity, receipts, client, events: silent, ffmpeg: undefined },
+    ...{ link, journal, identity, receipts, client, ffmpeg: options.ffmpeg },
+    events: quietBut(options.events),
+    ...(options.gate ? { gate: options.gate } : {}),
     // The sandbox has tests of its own, and the picture is ours.
     isolation: 'none',
     openObject: ({ grant }) => ({
@@ -820,5 +841,149 @@ describe('an inventory', () => {
         [orphan, 4],
       ]),
     )
+  })
+})
+
+describe('the gate of a submission', () => {
+  const needYara = need('yara', existsSync('/usr/bin/yara'), 'apt-get install yara')
+  const marker = 'what-no-scanner-lets-pass'
+  const at = (name: string) => path.join(folder, name)
+
+  async function scanning(more: object = {}): Promise<GatePolicy> {
+    const yaraRulesFile = at('rules.yar')
+    await writeFile(yaraRulesFile, `rule own { strings: $a = "${marker}" condition: $a }\n`)
+    return gatePolicy.parse({ scan: { yaraRulesFile, ...more } })
+  }
+  async function infectedPhoto(name: string): Promise<string> {
+    await writeFile(at(name), Buffer.concat([await readFile(photo), Buffer.from(marker)]))
+    return at(name)
+  }
+  const watched = (files: string[]) => {
+    assert.ok(agent)
+    const source = { action: 'keep', when: 'result' } as const
+    return agent.capture.submit({ files, analyser: 'example', source, origin: 'watch' })
+  }
+  const inState = (state: string) =>
+    Object.values(agent?.journal.data.submissions ?? {}).filter((each) => each.state === state)
+
+  it(
+    'sends nothing of an infected source, keeps its hash, and tells, also when the line is cut',
+    {
+      skip: needYara,
+    },
+    async () => {
+      const gate = await scanning()
+      const file = await infectedPhoto('bad.png')
+      agent = await startAgent({ gate })
+      plane.cutAfter = 'medium.infected'
+      await watched([file])
+      await plane.cut.promise
+      await agent.end()
+      agent = await startAgent({ gate })
+      await until(() => plane.infections.length === 2)
+      const sha256 = createHash('sha256')
+        .update(await readFile(file))
+        .digest('hex')
+      await until(() => agent?.journal.data.quarantine[sha256 as never]?.told)
+      assert.equal(plane.infections[0]?.infectionId, plane.infections[1]?.infectionId)
+      assert.equal(plane.infections[0]?.finding, 'own')
+      assert.ok(!JSON.stringify(plane.infections).includes(sha256))
+      assert.equal(inState('refused')[0]?.problem?.code, 'media.infected')
+      assert.equal(plane.announced, 0)
+      assert.deepEqual(await readdir(path.join(folder, 'spool')), [])
+    },
+  )
+
+  it(
+    'knows an infected source again without a scanner, and tells of it no second time',
+    {
+      skip: needYara,
+    },
+    async () => {
+      const file = await infectedPhoto('bad.png')
+      agent = await startAgent({ gate: await scanning() })
+      await watched([file])
+      await until(() => plane.infections.length === 1)
+      await agent.end()
+      agent = await startAgent()
+      await watched([file])
+      await until(() => inState('refused').length === 2)
+      await watched([photo])
+      await until(() => plane.announced === 1)
+      assert.equal(plane.infections.length, 1)
+    },
+  )
+
+  it(
+    'lets a batch of a watched folder go on without its bad ones',
+    { skip: needYara },
+    async () => {
+      await writeFile(at('words.png'), 'only words')
+      agent = await startAgent({ gate: await scanning() })
+      await watched([at('words.png'), photo, await infectedPhoto('bad.png'), at('photo.png')])
+      await until(() => plane.announced === 1)
+      assert.equal([...plane.jobs.values()][0]?.body.mediaCount, 2)
+      assert.deepEqual(
+        inState('refused').map(({ sources, problem }) => [
+          path.basename(sources[0]?.path ?? ''),
+          problem?.code,
+        ]),
+        [
+          ['words.png', 'media.unsupported'],
+          ['bad.png', 'media.infected'],
+        ],
+      )
+    },
+  )
+
+  it('waits for its scanner without using up receive keys', { skip: needYara }, async () => {
+    const gate = await scanning()
+    await rm(at('rules.yar'))
+    const codes: string[] = []
+    const events = {
+      sealingPutOff: (_: unknown, problem: SluiceError) => void codes.push(problem.code),
+    }
+    agent = await startAgent({ gate, events })
+    const id = await submit()
+    await until(() => codes.length > 0)
+    assert.match(codes[0] ?? '', /^scan\./)
+    const waiting = agent.journal.data.submissions[id]
+    assert.equal(waiting?.state, 'waiting')
+    assert.equal(waiting?.attempts, 0)
+    await until(() => agent?.journal.data.submissions[id]?.problem !== undefined)
+    await scanning()
+    // Woken by the next connection; otherwise it would look again within a second.
+    agent.connect()
+    await until(() => plane.announced === 1)
+    assert.equal(plane.asked.filter((type) => type === 'job.announce').length, 1)
+  })
+
+  it('outlives a decoder that crashes: its medium is refused, the next one goes on', async () => {
+    const program = at('crashing-ffmpeg')
+    await writeFile(program, '#!/bin/sh\nkill -SEGV $$\n', { mode: 0o700 })
+    const ffmpeg: Ffmpeg = {
+      ...{ program, version: '7.0', origin: 'configured', films: true, toneMapping: true },
+    }
+    const rate = 8000
+    const sound = Buffer.alloc(44 + 2 * rate)
+    sound.write('RIFF', 0, 'latin1')
+    sound.writeUInt32LE(sound.length - 8, 4)
+    sound.write('WAVEfmt ', 8, 'latin1')
+    sound.writeUInt32LE(16, 16)
+    sound.writeUInt16LE(1, 20)
+    sound.writeUInt16LE(1, 22)
+    sound.writeUInt32LE(rate, 24)
+    sound.writeUInt32LE(2 * rate, 28)
+    sound.writeUInt16LE(2, 32)
+    sound.writeUInt16LE(16, 34)
+    sound.write('data', 36, 'latin1')
+    sound.writeUInt32LE(2 * rate, 40)
+    await writeFile(at('sound.wav'), sound)
+    agent = await startAgent({ ffmpeg })
+    await watched([at('sound.wav'), photo])
+    await until(() => plane.announced === 1)
+    assert.equal([...plane.jobs.values()][0]?.body.mediaCount, 1)
+    assert.equal(inState('refused')[0]?.problem?.code, 'media.decoder_failed')
+    assert.equal(path.basename(inState('refused')[0]?.sources[0]?.path ?? ''), 'sound.wav')
   })
 })
