@@ -325,8 +325,8 @@ describe('a legal hold', () => {
       const works = order === 'hold, purge' ? [() => hold(id), purge] : [purge, () => hold(id)]
       const ends = await Promise.allSettled(works.map((work) => work()))
       assert.deepEqual(ends.map(({ status }) => status).toSorted(), ['fulfilled', 'rejected'])
-      const lost = ends.find((end) => end.status === 'rejected')
-      assert(isSluiceError(lost?.reason, 'request.conflict'), 'the hold comes too late, or twice')
+      const late = ends.find((end) => end.status === 'rejected')
+      assert(isSluiceError(late?.reason, 'request.conflict'), 'the hold comes too late, or twice')
       const job = await jobNow(id)
       assert.equal(job.state, holdFirst ? 'frozen' : 'deleting')
       assert.equal(await ground.database.read((sql) => hasKey(sql, id)), holdFirst)

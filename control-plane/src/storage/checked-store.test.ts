@@ -7,6 +7,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import { controlPlaneId } from '@sluice/protocol/ids'
 import { objectKeyFrom } from '@sluice/protocol/object-keys'
 import { newId } from '@sluice/protocol/process/new-id'
+import { claimKey } from './claim.ts'
 import { checkedStore } from './checked-store.ts'
 import { openDirectoryStore } from './directory-store.ts'
 
@@ -20,6 +21,7 @@ async function storeWith(t: TestContext, answers: (SluiceError | 'ok')[]) {
   t.after(() => store[Symbol.asyncDispose]())
   return {
     ...store,
+    folder,
     async check() {
       const answer = answers.shift() ?? 'ok'
       if (answer !== 'ok') throw answer
@@ -74,5 +76,8 @@ describe('a store that must be checked', () => {
     await assert.rejects(checked.list(), claimed)
     const its = await checkedStore(store, other, () => undefined)
     assert.deepEqual(await its.list(), { entries: [] }, 'control: its owner uses it')
+    await rm(join(store.folder, claimKey))
+    await checkedStore(store, owner, () => undefined)
+    await assert.rejects(its.list(), claimed, 'taken over while it ran: it sweeps nothing there')
   })
 })

@@ -44,7 +44,8 @@ export async function checkedStore<S extends ObjectStore>(
       return await store.createUpload(key)
     },
     async list(after) {
-      traits ??= await check()
+      // Each look begins with whose store it is now: somebody may have taken it over meanwhile.
+      if (after === undefined || traits === undefined) traits = await check()
       return await store.list(after)
     },
   }

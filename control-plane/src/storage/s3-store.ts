@@ -319,13 +319,13 @@ export function createS3Store(options: S3StoreOptions): ObjectStore {
     },
 
     async claim({ id, mark }) {
-      const place = `object ${claimKey} of bucket ${bucket}`
+      const named = `object ${claimKey} of bucket ${bucket}`
       const there = await readMark()
-      if (there !== undefined) return refuseForeign(there, id, place)
+      if (there !== undefined) return refuseForeign(there, id, named)
       if (!mark) return undefined
       await writeMark(claimText(id))
       // Whoever else came at the same moment reads the same.
-      return refuseForeign((await readMark()) ?? '', id, place)
+      return refuseForeign((await readMark()) ?? '', id, named)
     },
 
     async createUpload(key) {
