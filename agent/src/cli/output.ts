@@ -54,6 +54,23 @@ export function createBoard(stream: NodeJS.WriteStream = process.stderr) {
   }
 }
 
+/** One line that is drawn over itself on a terminal, and nothing elsewhere. */
+export function createLine(stream: NodeJS.WriteStream) {
+  let drawn = false
+  return {
+    set(text: string): void {
+      if (!stream.isTTY) return
+      stream.write(`\r\u001b[2K${text.slice(0, (stream.columns || 80) - 1)}`)
+      drawn = true
+    },
+    /** Before anything else is written. */
+    clear(): void {
+      if (drawn) stream.write('\r\u001b[2K')
+      drawn = false
+    },
+  }
+}
+
 /** `total` 0 means that it is not known: no bar then. */
 export function barText(done: number, total: number, width = 20): string {
   if (total <= 0) return ''

@@ -1,20 +1,58 @@
-/** `sluice-agent sanitise`: the gate alone, to see what would leave this host. */
-import { lstat } from 'node:fs/promises'
+/** `sluice-agent sanitise`: the gate alone, for files and whole folders, to see what would leave this host. */
+import { mkdir } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { Command, Option } from 'commander'
-import { SluiceError } from '@sluice/protocol/errors'
-import type { IsolationLevel } from '@sluice/protocol/manifest'
-import { openGate, passGate } from '../capture/gate.ts'
+import { type ErrorCode, SluiceError, isSluiceError } from '@sluice/protocol/errors'
+import type { GateProfile, IsolationLevel, ScanMark } from '@sluice/protocol/manifest'
+import { exitCodeOf, exitCodes } from '@sluice/protocol/process/command-line'
+import { type Gate, openGate, passGate } from '../capture/gate.ts'
+import { gatePolicy } from '../capture/gate-policy.ts'
 import type { NormalisedMedium } from '../capture/normalised.ts'
+import { openPicturePool } from '../capture/picture-pool.ts'
+import { createScanner } from '../capture/scan.ts'
 import { openNewFile, requireFree } from './new-file.ts'
+import { barText, createLine, sizeText } from './output.ts'
+import { configOf } from './program.ts'
+import {
+  type Plan,
+  type PlannedFile,
+  planSanitise,
+  requireExtension,
+  targetsOf,
+} from './sanitise-plan.ts'
 
-type SanitiseOptions = { json?: true; force?: true; isolation: IsolationLevel; ffmpeg?: string }
+type SanitiseOptions = {
+  json?: true
+  force?: true
+  check?: true
+  profile?: GateProfile
+  salvage?: true
+  config?: string
+  isolation?: IsolationLevel
+  ffmpeg?: string
+}
 
-/** One file that was written; the facts are those that a manifest would hold. */
-type Written = Omit<NormalisedMedium, 'content' | 'extension' | 'source'> & {
+/** One file that was written, or would be; the facts are those that a manifest would hold. */
+type Written = Omit<NormalisedMedium, 'content' | 'extension' | 'source' | 'scan'> & {
   path: string
   bytes: number
+}
+
+type Accepted = {
+  path: string
+  verdict: 'accepted'
+  source: NormalisedMedium['source'] | undefined
+  scan?: ScanMark
+  written: Written[]
+}
+
+type Refused = {
+  path: string
+  verdict: 'refused'
+  code: ErrorCode
+  message: string
+  hint?: string
 }
 
 /**
@@ -28,92 +66,245 @@ export function sanitiseCommand(
   return new Command('sanitise')
     .summary('write what would leave this host')
     .description(
-      'Takes one file through the gate and writes the result: decoded, upright, without metadata.\n' +
-        'Nothing is sent, and no control plane is needed. The sound of a film is written beside it.',
+      'Takes a file, or every file of a folder, through the gate and writes the results: decoded,\n' +
+        'upright, without metadata. Nothing is sent, and no control plane is needed. The sound of a\n' +
+        'film is written beside it.',
     )
-    .argument('<in>', 'image, film or sound; its content decides, not its name')
-    .argument('<out>', 'file to write, or a folder')
+    .argument(
+      '<in>',
+      'image, film or sound, or a folder of them; the content decides, not the name',
+    )
+    .argument('[out]', 'file to write, or a folder')
     .option('--json', 'print one JSON object')
+    .option('--check', 'only judge: nothing is written, and <out> is not needed')
     .option('--force', 'overwrite what is there')
     .addOption(
-      new Option('--isolation <level>', 'how decoders are kept apart')
-        .choices(['bubblewrap', 'none'])
-        .default('bubblewrap'),
+      new Option('--profile <name>', 'what media become').choices([
+        'analysis',
+        'faithful',
+        'compact',
+      ]),
+    )
+    .option('--salvage', 'take what decodes of a damaged medium')
+    .option('--config <file>', 'take policies and scanners from the configuration of an agent')
+    .addOption(
+      new Option('--isolation <level>', 'how decoders are kept apart').choices([
+        'bubblewrap',
+        'none',
+      ]),
     )
     .option('--ffmpeg <path>', 'the ffmpeg to use')
     .addHelpText(
       'after',
-      '\nExample:\n  sluice-agent sanitise IMG_0815.JPG clean.jpg\n  sluice-agent sanitise --json holiday.mov out/',
+      '\nExit codes: 0 all accepted, 1 something failed, 2 usage, 3 something was refused.\n' +
+        '\nExamples:\n  sluice-agent sanitise IMG_0815.JPG clean.jpg\n  sluice-agent sanitise --json holiday/ clean/\n  sluice-agent sanitise --check inbox/',
     )
-    .action((input: string, output: string, options: SanitiseOptions) =>
+    .action((input: string, output: string | undefined, options: SanitiseOptions) =>
       sanitise({ input, output, ...options }, print),
     )
 }
 
 async function sanitise(
-  options: SanitiseOptions & { input: string; output: string },
+  options: SanitiseOptions & { input: string; output: string | undefined },
   print: (text: string) => void,
 ): Promise<void> {
-  const { input, output } = options
-  const gate = await openGate({
-    scratchFolder: tmpdir(),
-    isolation: options.isolation,
-    ...(options.ffmpeg === undefined ? {} : { ffmpegPath: path.resolve(options.ffmpeg) }),
-  })
-  await using passed = await passGate(input, gate)
-  const source = passed.media[0]?.source
-  const targets = await chooseTargets(input, output, passed.media)
-  const force = options.force === true
-  // Before anything is written, so that a film isn't left without its sound.
-  for (const target of targets) await requireFree(target, { force })
-  const written: Written[] = []
-  for (const [i, { content, extension: _, source: __, ...facts }] of passed.media.entries()) {
-    const target = targets[i] ?? output
-    await using file = await openNewFile(target, { force })
-    for await (const piece of content.read()) await file.write(piece)
-    await file.finish()
-    written.push({ path: target, bytes: content.bytes, ...facts })
+  const { input, json = false, check = false } = options
+  const output = check ? undefined : options.output
+  if (output === undefined && !check)
+    throw new SluiceError('usage', 'nowhere to write to', {
+      hint: 'Name a file or folder for the result, or say --check to only judge.',
+    })
+  const plan = await planSanitise(input, output)
+  const ending = new AbortController()
+  const interrupt = () => ending.abort()
+  process.once('SIGINT', interrupt)
+  const line = createLine(process.stderr)
+  try {
+    const { gate, profile } = await gateFor(options, ending.signal)
+    await using pictures = openPicturePool(gate)
+    const run: Run = { plan, gate: { ...gate, pictures }, force: options.force === true, check }
+    const results: (Accepted | Refused)[] = []
+    const tell = (result: Accepted | Refused): void => {
+      results.push(result)
+      line.clear()
+      if (!json && (plan.many || result.verdict === 'accepted')) print(textOf(result, check))
+      const { length: done } = results
+      line.set(`${barText(done, plan.files.length)}  ${done} of ${plan.files.length}`)
+    }
+    const failures = await takeAll(run, { tell, signal: ending.signal, width: pictures.width })
+    line.clear()
+    report({ results, plan, profile, isolation: gate.isolation, check, json }, print)
+    const failure = failures[0]
+    if (failure !== undefined && !plan.many && !json) throw failure
+    process.exitCode = worstOf(failures)
+    if (ending.signal.aborted) process.exitCode = exitCodes.failed
+  } finally {
+    line.clear()
+    process.off('SIGINT', interrupt)
   }
-  const { nameDisagrees } = passed
-  if (options.json === true) {
-    const answer = { source: { ...source, nameDisagrees }, isolation: gate.isolation, written }
-    print(JSON.stringify(answer, null, 2))
-    return
-  }
-  if (nameDisagrees)
-    process.stderr.write(`note: the content is ${source?.format}, whatever its name\n`)
-  for (const medium of written) print(describe(medium))
 }
 
-function describe(medium: Written): string {
-  const { widthPixels, heightPixels, durationMs, removed } = medium
+/** Flags count before the configuration, and that before the defaults. */
+async function gateFor(options: SanitiseOptions, signal: AbortSignal) {
+  const config = options.config === undefined ? undefined : await configOf(options)
+  const policy = config?.gate ?? gatePolicy.parse({})
+  const { profile = policy.profile, isolation = config?.isolation } = options
+  const ffmpegPath =
+    options.ffmpeg === undefined ? config?.ffmpegPath : path.resolve(options.ffmpeg)
+  const opened = await openGate({
+    ...{ scratchFolder: tmpdir(), profile, salvage: options.salvage ?? policy.salvage, signal },
+    ...(isolation === undefined ? {} : { isolation }),
+    ...(ffmpegPath === undefined ? {} : { ffmpegPath }),
+  })
+  const scanner = createScanner({ settings: policy.scan, isolation: opened.isolation, signal })
+  const gate: Gate = { ...opened, nameMismatch: policy.nameMismatch, scanner }
+  return { gate, profile }
+}
+
+type Run = { plan: Plan; gate: Gate; force: boolean; check: boolean }
+
+/** @returns What was refused or failed, in the order it came. */
+async function takeAll(
+  run: Run,
+  on: { tell: (result: Accepted | Refused) => void; signal: AbortSignal; width: number },
+): Promise<SluiceError[]> {
+  const { plan } = run
+  const failures: SluiceError[] = []
+  const waiting = [...plan.files]
+  const work = async (): Promise<void> => {
+    for (let next = waiting.shift(); next && !on.signal.aborted; next = waiting.shift()) {
+      try {
+        on.tell(await takeOne(next, run))
+      } catch (error) {
+        if (!isSluiceError(error) || endsAll(error)) throw error
+        if (on.signal.aborted) return
+        failures.push(error)
+        on.tell(refusalOf(next, error))
+      }
+    }
+  }
+  try {
+    await Promise.all(Array.from({ length: Math.min(on.width, waiting.length) }, work))
+  } finally {
+    waiting.length = 0
+  }
+  return failures
+}
+
+/** Nothing after it would go better. */
+function endsAll({ code }: SluiceError): boolean {
+  return code === 'host.disk_full' || code === 'sandbox.missing'
+}
+
+async function takeOne(planned: PlannedFile, run: Run): Promise<Accepted> {
+  const { plan, force, check } = run
+  await using passed = await passGate(planned.file, run.gate)
+  const { media } = passed
+  const targets = targetsOf(planned, media)
+  if (plan.named !== undefined) {
+    requireExtension(plan.named, media[0])
+    targets[0] = plan.named
+  }
+  if (!check) {
+    if (plan.many) await mkdir(path.dirname(planned.stem), { recursive: true, mode: 0o700 })
+    // Before anything is written, so that a film isn't left without its sound.
+    for (const target of targets) await requireFree(target, { force })
+  }
+  const written: Written[] = []
+  for (const [
+    place,
+    { content, extension: _, source: __, scan: ___, ...facts },
+  ] of media.entries()) {
+    const target = targets[place] ?? planned.stem
+    if (!check) await writeWhole(target, { content, force })
+    written.push({ path: check ? path.basename(target) : target, bytes: content.bytes, ...facts })
+  }
+  const scan = media[0]?.scan
+  return {
+    path: planned.file,
+    verdict: 'accepted',
+    source: media[0]?.source,
+    ...(scan === undefined ? {} : { scan }),
+    written,
+  }
+}
+
+async function writeWhole(
+  target: string,
+  what: Pick<NormalisedMedium, 'content'> & { force: boolean },
+): Promise<void> {
+  await using file = await openNewFile(target, { force: what.force })
+  for await (const piece of what.content.read()) await file.write(piece)
+  await file.finish()
+}
+
+function refusalOf({ file }: PlannedFile, { code, message, hint }: SluiceError): Refused {
+  return { path: file, verdict: 'refused', code, message, ...(hint === undefined ? {} : { hint }) }
+}
+
+/** A failure is worse than a refusal: it says nothing about the medium. */
+function worstOf(failures: readonly SluiceError[]): number {
+  const codes = new Set(failures.map(exitCodeOf))
+  const worst = [exitCodes.failed, exitCodes.usage, exitCodes.refused].find((code) =>
+    codes.has(code),
+  )
+  return worst ?? exitCodes.ok
+}
+
+function report(
+  on: {
+    results: readonly (Accepted | Refused)[]
+    plan: Plan
+    profile: GateProfile
+    isolation: IsolationLevel
+    check: boolean
+    json: boolean
+  },
+  print: (text: string) => void,
+): void {
+  const { results, plan, profile, isolation, check } = on
+  const accepted = results.filter((each) => each.verdict === 'accepted')
+  const refused = results.length - accepted.length
+  const bytesIn = accepted.reduce((sum, { source }) => sum + (source?.bytes ?? 0), 0)
+  const bytesOut = accepted
+    .flatMap(({ written }) => written)
+    .reduce((sum, { bytes }) => sum + bytes, 0)
+  if (on.json) {
+    const counts = { accepted: accepted.length, refused, skipped: plan.skipped, bytesIn, bytesOut }
+    // In the order of their names, however they came.
+    const files = results.toSorted((one, other) => (one.path < other.path ? -1 : 1))
+    return print(JSON.stringify({ profile, isolation, check, ...counts, files }, null, 2))
+  }
+  if (!plan.many) return
+  const skipped = plan.skipped === 0 ? '' : `, ${plan.skipped} passed over`
+  const sizes = `${sizeText(bytesIn)} -> ${sizeText(bytesOut)}`
+  print(`${accepted.length} accepted, ${refused} refused${skipped}; ${sizes}`)
+}
+
+function textOf(result: Accepted | Refused, check: boolean): string {
+  if (result.verdict === 'refused')
+    return `REFUSED  ${result.path}: ${result.message} (${result.code})`
+  const { source, written, scan } = result
+  const removed = new Set(written.flatMap((medium) => medium.removed))
+  const remarks = [
+    ...(source?.nameDisagrees === true
+      ? [`its name promises something else than ${source.format}`]
+      : []),
+    ...(written.some(({ partial }) => partial === true) ? ['damaged: only a part of it'] : []),
+    ...(scan === 'unscanned' ? ['not scanned'] : []),
+    removed.size === 0 ? 'no metadata found' : `removed: ${[...removed].toSorted().join(', ')}`,
+  ]
+  const bytes = written.reduce((sum, medium) => sum + medium.bytes, 0)
+  const names = written.map((medium) => medium.path).join(' ')
+  const sizes = `${sizeText(source?.bytes ?? 0)} -> ${sizeText(bytes)}`
+  const to = check ? '' : ` -> ${names}`
+  return `ok       ${result.path}${to}  ${shapeOf(written[0])}  ${sizes}  ${remarks.join('; ')}`
+}
+
+function shapeOf(medium: Written | undefined): string {
+  if (medium === undefined) return ''
+  const { codec, widthPixels, heightPixels, durationMs } = medium
   const size = widthPixels === undefined ? '' : ` ${widthPixels}x${heightPixels}`
   const length = durationMs === undefined ? '' : ` ${(durationMs / 1000).toFixed(1)} s`
-  const gone = removed.length === 0 ? 'no metadata found' : `removed: ${removed.join(', ')}`
-  return `${medium.path}: ${medium.codec}${size}${length}, ${medium.bytes} bytes, ${gone}`
-}
-
-/** In a folder the source's own name with the new extension; else as named, the sound beside it. */
-async function chooseTargets(
-  input: string,
-  output: string,
-  media: readonly NormalisedMedium[],
-): Promise<string[]> {
-  const facts = await lstat(output).catch(() => undefined)
-  const inFolder = facts?.isDirectory() === true || output.endsWith(path.sep)
-  const name = path.basename(input, path.extname(input))
-  const first = inFolder ? path.join(output, `${name}.${media[0]?.extension}`) : output
-  const extension = path.extname(first).toLowerCase()
-  const wanted = `.${media[0]?.extension}`
-  if (extension !== wanted && !(wanted === '.jpg' && extension === '.jpeg')) {
-    throw new SluiceError(
-      'usage',
-      `the result is no ${extension === '' ? 'file without extension' : extension}`,
-      {
-        hint: `Name a file that ends in ${wanted}, or a folder.`,
-      },
-    )
-  }
-  const stem = first.slice(0, -extension.length)
-  return media.map((medium, i) => (i === 0 ? first : `${stem}.${medium.extension}`))
+  return `${codec}${size}${length}`
 }
