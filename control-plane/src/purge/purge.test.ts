@@ -324,8 +324,10 @@ describe('two people', () => {
 
   it('are needed for many small purges too, by whoever is the same person, for a day', async () => {
     const cam = await world.enrol('capture')
+    let sites = 0
     const small = async (size: number, by: PrincipalId) => {
-      const site = await world.enrol('capture', { site: `s${Math.random()}` })
+      sites += 1
+      const site = await world.enrol('capture', { site: `s${sites}` })
       for (let made = 0; made < size; made += 1) await world.job({ by: site })
       const id = await purge({ kind: 'site', site: site.site }, { by })
       return { id, state: (await rowOf(id)).state }

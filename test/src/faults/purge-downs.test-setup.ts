@@ -47,7 +47,7 @@ import { verifyPurgeCertificate } from '@sluice/protocol/sealing/verify-purge'
 
 import type { Down } from '../tools/downs.ts'
 import { makeTemporaryDirectory } from '../tools/temporary-directory.ts'
-import { SecondVerifier } from '../vectors/certificates.test-setup.ts'
+import type { SecondVerifier } from '../vectors/certificates.test-setup.ts'
 
 /** Longer than any delay between two tries. */
 const longerThanAnyRetryMs = 700_000
