@@ -55,7 +55,9 @@ const ids = {
 export async function readMatroska(source: Readable, options: ReadOptions = {}): Promise<AvFacts> {
   const ahead = readAhead(source)
   const head = await elementAt(ahead, 0, source.bytes)
-  if (head.id !== ids.ebml || head.unknown) throw corruptMedium('film', { byte: 0 })
+  if (head.id !== ids.ebml || head.unknown || head.end >= source.bytes) {
+    throw corruptMedium('film', { byte: 0 })
+  }
   const segment = await elementAt(ahead, head.end, source.bytes)
   if (segment.id !== ids.segment) throw corruptMedium('film', { byte: head.end })
   if (!segment.unknown && segment.end > source.bytes && options.salvage !== true) {
