@@ -38,9 +38,8 @@ export async function checkFlac(
 class Frames {
   /** From the beginning of the frame that is not over yet. */
   #pending: Buffer = Buffer.alloc(0)
-  /** How much of it has gone into `#sum`. */
-  #summed = 0
-  #sum = 0
+  /** How much of it was searched for the next frame. */
+  #looked = 0
   #frames = 0
   #samples = 0
 
@@ -54,24 +53,32 @@ class Frames {
   /** @returns How many samples the frames have. */
   end(): number {
     this.#follow(this.#pending.length)
-    if (this.#frames === 0 || this.#sum !== 0) throw notClean('something behind its frames')
+    // The checksum of a frame with its checksum is zero.
+    if (this.#frames === 0 || frameChecksum(this.#pending) !== 0) {
+      throw notClean('something behind its frames')
+    }
     return this.#samples
   }
 
   #follow(until: number): void {
     let from = 0
-    for (let at = this.#summed; at < until; at++) {
-      // The checksum of a frame with its checksum is zero.
-      if (this.#sum === 0 && (at > from || this.#frames === 0)) {
-        const isNext = this.#isNext(at)
-        if (isNext) from = at
-        else if (this.#frames === 0) throw notClean('something before its frames')
-      }
-      this.#sum = step(this.#sum, this.#pending[at] ?? 0)
-      this.#summed = at + 1
+    if (this.#frames === 0 && until > 0 && !this.#isNext(0)) {
+      throw notClean('something before its frames')
+    }
+    for (let at = Math.max(this.#looked, 1); at < until; at++) {
+      // Every frame begins with this byte; few others that do are the head of the next one.
+      at = this.#pending.indexOf(0xff, at)
+      if (at < 0 || at >= until) break
+      if (!this.#mayFollow(at) || frameChecksum(this.#pending.subarray(from, at)) !== 0) continue
+      if (this.#isNext(at)) from = at
     }
     this.#pending = this.#pending.subarray(from)
-    this.#summed -= from
+    this.#looked = Math.max(until - from, 0)
+  }
+
+  #mayFollow(at: number): boolean {
+    const head = readFrameHead(this.#pending, at)
+    return head?.number === (head?.byFrames === true ? this.#frames : this.#samples)
   }
 
   #isNext(at: number): boolean {
@@ -126,21 +133,38 @@ const headTable = Uint8Array.from({ length: 256 }, (_, byte) => {
   return value
 })
 
-/** CRC-16, polynomial 0x8005. */
-const frameTable = Uint16Array.from({ length: 256 }, (_, byte) => {
-  let value = byte << 8
-  for (let bit = 0; bit < 8; bit++) value = value & 0x8000 ? (value << 1) ^ 0x8005 : value << 1
-  return value
-})
+/** CRC-16, polynomial 0x8005: what a byte becomes when `n` bytes follow it. */
+const frameTables = Array.from({ length: 8 }, (_, n) =>
+  Uint16Array.from({ length: 256 }, (__, byte) => {
+    let value = byte << 8
+    for (let bit = 0; bit < 8 * (n + 1); bit++) {
+      value = value & 0x8000 ? ((value << 1) ^ 0x8005) & 0xffff : value << 1
+    }
+    return value
+  }),
+)
 
-function step(sum: number, byte: number): number {
-  return ((sum << 8) & 0xffff) ^ (frameTable[(sum >>> 8) ^ byte] ?? 0)
-}
+const [after0, after1, after2, after3, after4, after5, after6, after7] = frameTables
 
 /** Zero for a frame that is whole, its own checksum included. */
 export function frameChecksum(frame: Buffer): number {
   let sum = 0
-  for (const byte of frame) sum = step(sum, byte)
+  let at = 0
+  // Eight bytes at once: one by one, a long sound takes longer to check than to encode.
+  for (; at + 8 <= frame.length; at += 8) {
+    sum =
+      (after7?.[(sum >> 8) ^ (frame[at] ?? 0)] ?? 0) ^
+      (after6?.[(sum & 255) ^ (frame[at + 1] ?? 0)] ?? 0) ^
+      (after5?.[frame[at + 2] ?? 0] ?? 0) ^
+      (after4?.[frame[at + 3] ?? 0] ?? 0) ^
+      (after3?.[frame[at + 4] ?? 0] ?? 0) ^
+      (after2?.[frame[at + 5] ?? 0] ?? 0) ^
+      (after1?.[frame[at + 6] ?? 0] ?? 0) ^
+      (after0?.[frame[at + 7] ?? 0] ?? 0)
+  }
+  for (; at < frame.length; at++) {
+    sum = ((sum << 8) & 0xffff) ^ (after0?.[(sum >> 8) ^ (frame[at] ?? 0)] ?? 0)
+  }
   return sum
 }
 
