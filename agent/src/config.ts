@@ -28,10 +28,24 @@ const sourceRule = {
     .meta({ description: 'Existing folder on the same file system, for `move`.' }),
 }
 
+const namePatterns = z.array(z.string().min(1).max(256)).max(100).default([])
+
 const watchedFolder = z.strictObject({
   path: absolutePath,
   analyser: analyserName.default('example'),
   ...sourceRule,
+  /** Folders below are watched too; links are not followed. */
+  subfolders: z.boolean().default(false),
+  /** Patterns such as `*.jpg` or `inbox/**`, upper or lower case; without any, all names. */
+  include: namePatterns,
+  exclude: namePatterns,
+  /** A file must be the same in two looks, and for so long. */
+  settleMs: z.int().min(0).max(86_400_000).default(0),
+  /** So many files become one job, or fewer once the first has waited for `batchMs`. */
+  batchFiles: z.int().min(1).max(1000).default(1),
+  batchMs: z.int().min(0).max(86_400_000).default(60_000),
+  /** The same content under another name is taken once. */
+  dedupe: z.boolean().default(true),
 })
 export type WatchedFolder = z.infer<typeof watchedFolder>
 
@@ -73,10 +87,14 @@ export const agentConfig = z
     }),
     ...sourceRule,
     watch: z.array(watchedFolder).max(64).default([]).meta({
-      description: 'Folders whose new files are submitted by themselves.',
+      description:
+        'Folders whose new files are submitted by themselves; see gate.md for `subfolders`, `include`, `exclude`, `settleMs`, `batchFiles`, `batchMs`, `dedupe`.',
     }),
     watchPollMs: z.int().min(100).max(3_600_000).default(5000).meta({
       description: 'How often watched folders are looked at; a file settles over two looks.',
+    }),
+    watchPendingMax: z.int().min(1).max(10_000).default(500).meta({
+      description: 'Submissions that may wait for their sealing before watched folders wait too.',
     }),
     storageCaFile: absolutePath.optional().meta({
       env: 'SLUICE_AGENT_STORAGE_CA_FILE',

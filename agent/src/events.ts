@@ -20,6 +20,8 @@ export type AgentEvents = LinkEvents &
     renewalFailed(problem: SluiceError): void
     receiptRefused(obligationId: string, problem: unknown): void
     watchFailed(folder: string, problem: SluiceError): void
+    watchDuplicates(count: number): void
+    watchHolding(pending: number): void
     isolationNone(): void
     ffmpegFound(found: { version: string; origin: string }): void
     ffmpegMissing(): void
@@ -40,6 +42,8 @@ export function createEvents(log: Log): AgentEvents {
     renewalFailed: (problem) => log('error', 'certificate.not_renewed', saidOf(problem)),
     receiptRefused: (obligationId, problem) =>
       log('error', 'receipt.refused', { obligationId, ...saidOf(problem) }),
+    watchDuplicates: (count) => log('info', 'watch.duplicates', { files: count }),
+    watchHolding: (pending) => log('warning', 'watch.holding', { pending }),
     watchFailed: (_folder, problem) => log('warning', 'watch.failed', saidOf(problem)),
 
     purgeOrdered: ({ purgeId, obligationId, everything, jobIds }) =>

@@ -209,6 +209,10 @@ const journalData = z.strictObject({
       }),
     )
     .default({}),
+  /** Contents of watched folders that were taken, by `contentKey`. */
+  contents: z
+    .record(z.string().max(256), z.strictObject({ submissionId, takenAtMs: instant }))
+    .default({}),
   /** When this agent learnt that it was revoked. It does no work from then on. */
   lockedOutAtMs: instant.optional(),
   /** Files of watched folders that were taken, by path. */
@@ -304,6 +308,7 @@ function emptyJournal(): JournalData {
     purges: {},
     purgedJobs: {},
     quarantine: {},
+    contents: {},
     watched: {},
   }
 }

@@ -152,7 +152,7 @@ export async function runAgent(options: {
     await capture.start()
     serve = (request, say, caller) => answerCapture(parts, { capture, live }, request, say, caller)
     link.start()
-    roles.defer(keepTidy(parts, capture, folders.resultsDir))
+    roles.defer(keepTidy(parts, { capture, isolation, resultsDir: folders.resultsDir }))
   }
   const renewing = keepCertificateFresh({
     identity,
@@ -363,7 +363,18 @@ async function follow(
 const dayMs = 24 * 3_600_000
 
 /** Watches folders and removes old results, until told to end. */
-function keepTidy(parts: Parts, capture: Capture, resultsDir: string): () => Promise<void> {
+function keepTidy(
+  parts: Parts,
+  {
+    capture,
+    isolation,
+    resultsDir,
+  }: {
+    capture: Capture
+    isolation: IsolationLevel
+    resultsDir: string
+  },
+): () => Promise<void> {
   const { config, journal, events } = parts
   const ending = new AbortController()
   const { signal } = ending
@@ -381,6 +392,10 @@ function keepTidy(parts: Parts, capture: Capture, resultsDir: string): () => Pro
     ...{ journal, capture, signal },
     folders: config.watch,
     pollMs: config.watchPollMs,
+    pendingMax: config.watchPendingMax,
+    isolation,
+    duplicates: (count) => events.watchDuplicates(count),
+    holding: (pending) => events.watchHolding(pending),
     failed: (folder, problem) => events.watchFailed(folder, problem),
   })
   return async () => {

@@ -75,6 +75,12 @@ export const limits = {
   /** Added to three times the duration of a film or sound. */
   avDecodeMsBase: 60 * second,
 
+  // Watched folders
+  /** Files and folders that one look goes through; each costs a call to the file system. */
+  watchedEntriesMax: 100_000,
+  /** Contents of watched folders that are known again; each is 150 bytes of every journal write. */
+  contentsRememberedMax: 4096,
+
   // Scan
   /** clamd looks at nothing larger (ClamAV manual, MaxFileSize): beyond it, nobody can say clean. */
   scanBytesMax: 2 * GiB - 1,

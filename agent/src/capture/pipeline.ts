@@ -28,6 +28,7 @@ import type { ObjectReader } from '../transfer/download.ts'
 import type { ObjectClient } from '../transfer/object-client.ts'
 import { type Bandwidth, uploadSpool } from '../transfer/upload.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
+import { contentKey, forgetContents, rememberContents } from './contents.ts'
 import { type GatePolicy, gatePolicy, scanPolicyOf } from './gate-policy.ts'
 import { openResult, removeUndelivered } from './open-result.ts'
 import type { Stage } from './present.ts'
@@ -108,6 +109,8 @@ export type NewSubmission = {
   source: SourcePolicy
   moveTo?: string | undefined
   origin: 'command' | 'watch'
+  /** SHA-256 of files of a watched folder, so that their content is known again. */
+  contents?: readonly string[]
 }
 
 export type Capture = AsyncDisposable & {
@@ -437,6 +440,7 @@ export function createCapture(options: CaptureOptions): Capture {
     const again = problem.retry === 'later' && (patient || current.attempts < sealAttemptsMax)
     const aside = again ? undefined : setAside(draft, current, blamed)
     current.state = again || aside ? 'waiting' : 'refused'
+    if (current.state === 'refused') forgetContents(draft, which)
     if (aside) aside.problem = problemOf(problem)
     else current.problem = problemOf(problem)
     delete current.jobId
@@ -986,7 +990,7 @@ export function createCapture(options: CaptureOptions): Capture {
 
   return {
     purging,
-    async submit({ files, analyser, source, moveTo, origin }) {
+    async submit({ files, analyser, source, moveTo, origin, contents = [] }) {
       const relative = files.find((file) => !path.isAbsolute(file))
       if (relative !== undefined)
         throw new SluiceError('usage', `not an absolute path: ${relative}`)
@@ -998,6 +1002,11 @@ export function createCapture(options: CaptureOptions): Capture {
       await journal.change((draft) => {
         draft.submissions[submission.submissionId] = submission
         if (origin === 'watch') for (const each of sources) draft.watched[each.path] = each
+        rememberContents(
+          draft,
+          contents.map((sha256) => contentKey(sha256, analyser)),
+          { submissionId: submission.submissionId, atMs: submission.createdAtMs },
+        )
       })
       events.submitted(submission)
       wakeSealing()

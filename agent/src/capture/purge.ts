@@ -3,6 +3,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import type { JobId } from '@sluice/protocol/ids'
 import type { CaptureJob, JournalData, Submission } from '../journal.ts'
 import type { PurgeFound, PurgeOrder } from '../purge.ts'
+import { forgetContents } from './contents.ts'
 import { deleteSpool, listSpool } from './spool.ts'
 
 /** Purged jobs that are remembered, so that their receipts tell the truth about how they went. */
@@ -59,6 +60,9 @@ export function takeFromJournal(
   }
   // A purge that reaches drafts has ended every unused receive key of this host.
   if (order.everything || order.sealed !== undefined) draft.receiveKeys = []
+  for (const each of Object.values(draft.submissions))
+    if (each.state === 'purged') forgetContents(draft, each.submissionId)
+  if (order.everything) draft.contents = {}
   forgetOldestPurged(draft)
   return { counts, jobIds: [...jobIds], leaseIds: [] }
 }

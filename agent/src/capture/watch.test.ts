@@ -1,13 +1,18 @@
 /** Proves that a watched file is taken once, and only when nothing writes to it any more. */
 import assert from 'node:assert/strict'
-import { appendFile, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { createHash } from 'node:crypto'
+import { appendFile, mkdir, mkdtemp, rename, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { submissionId } from '@sluice/protocol/ids'
+import { limits } from '@sluice/protocol/limits'
 import { newId } from '@sluice/protocol/process/new-id'
+import type { WatchedFolder } from '../config.ts'
 import { diskEffects } from '../durable-file.ts'
 import { type Journal, openJournal } from '../journal.ts'
+import { contentKey, isContentKnown, rememberContents } from './contents.ts'
+import { hashFiles } from './hash-files.ts'
 import type { NewSubmission } from './pipeline.ts'
 import { identifySource } from './sources.ts'
 import { createLook } from './watch.ts'
@@ -22,6 +27,9 @@ beforeEach(async () => {
   state = await mkdtemp(path.join(tmpdir(), 'sluice-watch-state-'))
   taken = []
   failures = []
+  clock = { nowMs: 1000 }
+  duplicates = 0
+  held = []
   look = makeLook(await openJournal(state))
 })
 afterEach(async () => {
@@ -29,27 +37,50 @@ afterEach(async () => {
   await rm(state, { recursive: true })
 })
 
-function makeLook(journal: Journal): () => Promise<void> {
-  const rule = { analyser: 'example', sourceAction: 'keep', sourceWhen: 'result' } as const
+let clock: { nowMs: number }
+let duplicates: number
+let held: number[]
+
+const rule: Omit<WatchedFolder, 'path'> = {
+  ...{ analyser: 'example', sourceAction: 'keep', sourceWhen: 'result', subfolders: false },
+  ...{ include: [], exclude: [], settleMs: 0, batchFiles: 1, batchMs: 60_000, dedupe: true },
+}
+
+function makeLook(
+  journal: Journal,
+  more: Partial<WatchedFolder> & { pendingMax?: number } = {},
+): () => Promise<void> {
+  const { pendingMax = 100, ...changed } = more
   return createLook({
-    folders: [{ path: folder, ...rule }],
+    folders: [{ path: folder, ...rule, ...changed }],
     journal,
     capture: {
       async submit(submission) {
         taken.push(submission)
         const sources = await Promise.all(submission.files.map(identifySource))
+        const id = newId(submissionId, clock.nowMs)
+        const { analyser, source, contents = [] } = submission
         await journal.change((draft) => {
-          for (const source of sources) draft.watched[source.path] = source
+          for (const each of sources) draft.watched[each.path] = each
+          draft.submissions[id] = {
+            ...{ submissionId: id, createdAtMs: clock.nowMs, origin: 'watch', analyser, sources },
+            ...{ source, state: 'waiting', attempts: 0 },
+          }
+          const keys = contents.map((sha256) => contentKey(sha256, analyser))
+          rememberContents(draft, keys, { submissionId: id, atMs: clock.nowMs })
         })
-        return newId(submissionId, 1)
+        return id
       },
     },
-    pollMs: 1,
+    ...{ pollMs: 1, pendingMax, isolation: 'none', now: () => clock.nowMs },
     signal: new AbortController().signal,
     failed: (where) => void failures.push(where),
+    duplicates: (count) => void (duplicates += count),
+    holding: (pending) => void held.push(pending),
   })
 }
-const put = (name: string, text = 'x') => writeFile(path.join(folder, name), text)
+const names = () => taken.map(({ files }) => files.map((file) => path.relative(folder, file)))
+const put = (name: string, text = `of ${name}`) => writeFile(path.join(folder, name), text)
 
 describe('a watched folder', () => {
   it('gives a file once it is the same in two looks, and only once', async () => {
@@ -107,7 +138,7 @@ describe('a watched folder', () => {
     await look()
     await rm(path.join(folder, 'a.jpg'))
     await look()
-    await put('a.jpg')
+    await put('a.jpg', 'another one')
     await look()
     await look()
     assert.equal(taken.length, 2)
@@ -125,5 +156,171 @@ describe('a watched folder', () => {
     await rm(folder, { recursive: true })
     await look()
     assert.deepEqual(failures, [folder])
+  })
+})
+
+describe('what is taken from a watched folder', () => {
+  const twice = async (again: () => Promise<void> = look) => {
+    await again()
+    await again()
+  }
+
+  it('is as its names say, upper or lower case, below it only when asked', async () => {
+    await mkdir(path.join(folder, 'below', '.thumbs'), { recursive: true })
+    for (const name of ['A.JPG', 'b.jpg.part', 'c.mov', 'draft-d.jpg', 'Thumbs.db']) await put(name)
+    await put(path.join('below', 'e.jpg'))
+    await put(path.join('below', '.thumbs', 'e.jpg'))
+    const journal = await openJournal(state)
+    const named = { include: ['*.jpg'], exclude: ['draft-*'] }
+    await twice(makeLook(journal, named))
+    assert.deepEqual(names(), [['A.JPG']])
+    await twice(makeLook(journal, { ...named, subfolders: true }))
+    assert.deepEqual(names(), [['A.JPG'], [path.join('below', 'e.jpg')]])
+    await twice(makeLook(journal, { include: ['below/**'], subfolders: true }))
+    assert.equal(taken.length, 2)
+  })
+
+  it('waits until it was left alone for as long as is set, and is never empty', async () => {
+    look = makeLook(await openJournal(state), { settleMs: 10_000 })
+    await put('a.jpg')
+    await put('empty.jpg', '')
+    await twice()
+    clock.nowMs += 9999
+    await look()
+    assert.equal(taken.length, 0)
+    await appendFile(path.join(folder, 'a.jpg'), 'more')
+    clock.nowMs += 1
+    await twice()
+    assert.equal(taken.length, 0)
+    clock.nowMs += 10_000
+    await look()
+    assert.deepEqual(names(), [['a.jpg']])
+  })
+
+  it('is taken when it is renamed into place', async () => {
+    await put('a.jpg.part')
+    await twice()
+    await rename(path.join(folder, 'a.jpg.part'), path.join(folder, 'a.jpg'))
+    await twice()
+    assert.deepEqual(names(), [['a.jpg']])
+  })
+
+  it('goes together by number, and the rest after a time', async () => {
+    look = makeLook(await openJournal(state), { batchFiles: 2, batchMs: 5000 })
+    for (const name of ['a.jpg', 'b.jpg', 'c.jpg']) await put(name)
+    await twice()
+    assert.deepEqual(names(), [['a.jpg', 'b.jpg']])
+    clock.nowMs += 4999
+    await look()
+    assert.equal(taken.length, 1)
+    clock.nowMs += 1
+    await look()
+    assert.deepEqual(names().at(-1), ['c.jpg'])
+  })
+
+  it('waits in its folder while too much waits to be sealed', async () => {
+    const journal = await openJournal(state)
+    look = makeLook(journal, { pendingMax: 2 })
+    for (const name of ['a.jpg', 'b.jpg', 'c.jpg', 'd.jpg']) await put(name)
+    await twice()
+    await look()
+    assert.deepEqual(names(), [['a.jpg'], ['b.jpg']])
+    assert.deepEqual(held, [2])
+    await journal.change((draft) => {
+      for (const each of Object.values(draft.submissions)) each.state = 'refused'
+    })
+    await look()
+    assert.equal(taken.length, 4)
+  })
+
+  it('is taken once by its content, also after a restart, and again for another analyser', async () => {
+    await put('a.jpg', 'the same')
+    await put('b.jpg', 'the same')
+    await twice()
+    assert.deepEqual(names(), [['a.jpg']])
+    assert.equal(duplicates, 1)
+    await rm(path.join(folder, 'a.jpg'))
+    const journal = await openJournal(state)
+    look = makeLook(journal)
+    await put('c.jpg', 'the same')
+    await twice()
+    assert.equal(taken.length, 1)
+    assert.equal(duplicates, 2)
+    await put('d.jpg', 'the same')
+    await twice(makeLook(journal, { analyser: 'other' }))
+    assert.deepEqual(names().at(-1), ['d.jpg'])
+    await put('e.jpg', 'the same')
+    await twice(makeLook(journal, { dedupe: false }))
+    assert.deepEqual(names().at(-1), ['e.jpg'])
+  })
+
+  it('is taken again when what it was taken for came to nothing', async () => {
+    const journal = await openJournal(state)
+    look = makeLook(journal)
+    await put('a.jpg', 'the same')
+    await twice()
+    await journal.change((draft) => {
+      for (const each of Object.values(draft.submissions)) each.state = 'refused'
+    })
+    await put('b.jpg', 'the same')
+    await twice()
+    assert.deepEqual(names(), [['a.jpg'], ['b.jpg']])
+  })
+})
+
+describe('hashes of contents', () => {
+  it('are made in a process of their own, each for its file, whatever happens to another', async () => {
+    const files: { path: string; bytes: number }[] = []
+    for (let count = 0; count < 70; count += 1) {
+      await put(`${count}.bin`, `content ${count}`)
+      files.push({ path: path.join(folder, `${count}.bin`), bytes: 12 })
+    }
+    files[3] = { path: path.join(folder, 'absent'), bytes: 12 }
+    const digests = await hashFiles(files, { isolation: 'none' })
+    const expected = files.map((_, place) =>
+      place === 3 ? undefined : createHash('sha256').update(`content ${place}`).digest('hex'),
+    )
+    assert.deepEqual(digests, expected)
+  })
+})
+
+describe('contents that were taken', () => {
+  const journalWith = async (submissionState: 'waiting' | 'refused' | 'purged') => {
+    const journal = await openJournal(state)
+    const id = newId(submissionId, 1)
+    const key = contentKey('ab', 'example')
+    await journal.change((draft) => {
+      draft.submissions[id] = {
+        ...{ submissionId: id, createdAtMs: 1, origin: 'watch', analyser: 'example' },
+        ...{
+          sources: [],
+          source: { action: 'keep', when: 'result' },
+          state: submissionState,
+          attempts: 0,
+        },
+      }
+      rememberContents(draft, [key], { submissionId: id, atMs: 1 })
+    })
+    return { journal, id, key }
+  }
+
+  it('are known while they may come to a result', async () => {
+    const { journal, key } = await journalWith('waiting')
+    assert.ok(isContentKnown(journal.data, key))
+    assert.ok(!isContentKnown(journal.data, contentKey('ab', 'other')))
+  })
+
+  for (const over of ['refused', 'purged'] as const)
+    it(`are not known any more when they were ${over}`, async () => {
+      const { journal, key } = await journalWith(over)
+      assert.ok(!isContentKnown(journal.data, key))
+    })
+
+  it('are bounded, the oldest going first', async () => {
+    const { journal, id, key } = await journalWith('waiting')
+    const more = Array.from({ length: limits.contentsRememberedMax }, (_, place) => `${place}/x`)
+    await journal.change((draft) => rememberContents(draft, more, { submissionId: id, atMs: 2 }))
+    assert.equal(Object.keys(journal.data.contents).length, limits.contentsRememberedMax)
+    assert.ok(!isContentKnown(journal.data, key))
   })
 })

@@ -1,22 +1,38 @@
-/** Watches folders: a new file is submitted once it has not changed between two looks. */
+/** Watches folders: what is finished becomes jobs, alone or in batches, each content once, and never more than can be worked off. */
 import { readdir } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
+import { limits } from '@sluice/protocol/limits'
+import type { IsolationLevel } from '@sluice/protocol/manifest'
 import type { WatchedFolder } from '../config.ts'
 import { isMissing } from '../durable-file.ts'
-import type { Journal, SourceIdentity } from '../journal.ts'
+import type { Journal, JournalData, SourceIdentity } from '../journal.ts'
+import { contentKey, isContentKnown } from './contents.ts'
+import { hashFiles } from './hash-files.ts'
 import type { Capture } from './pipeline.ts'
+import { type Sighting, batches, isSettled, sight } from './settle.ts'
 import { identifySource, isSameSource } from './sources.ts'
+import { isMeant } from './watched-names.ts'
 
 export type WatchOptions = {
   folders: readonly WatchedFolder[]
   journal: Journal
   capture: Pick<Capture, 'submit'>
   pollMs: number
+  /** So many submissions may wait for their sealing; files beyond stay where they are. */
+  pendingMax: number
+  isolation: IsolationLevel
   signal: AbortSignal
   /** Told of a folder that cannot be read; it is tried again with every look. */
   failed: (folder: string, problem: SluiceError) => void
+  /** Told of files whose content was taken before. */
+  duplicates?: (count: number) => void
+  /** Told when files begin to wait because too many submissions do. */
+  holding?: (pending: number) => void
+  now?: () => number
+  /** For tests. */
+  hash?: (files: readonly SourceIdentity[]) => Promise<(string | undefined)[]>
 }
 
 /** Looks again and again until `signal` aborts. */
@@ -31,30 +47,122 @@ export async function watchFolders(options: WatchOptions): Promise<void> {
   }
 }
 
+/** A finished file, with its content's hash where that was asked for. */
+type Finished = Sighting & { sha256: string | undefined }
+
 /** One look over all folders; keeps what it saw for the next one. */
 export function createLook(options: WatchOptions): () => Promise<void> {
-  const { journal, capture } = options
-  let before = new Map<string, SourceIdentity>()
+  const { journal, capture, signal } = options
+  const now = options.now ?? Date.now
+  const hash =
+    options.hash ??
+    ((files: readonly SourceIdentity[]) =>
+      hashFiles(files, { isolation: options.isolation, signal }))
+  let before = new Map<string, Sighting>()
+  /** Hashes of finished files that still wait, so that no look reads them again. */
+  const hashes = new Map<string, { source: SourceIdentity; sha256: string | undefined }>()
+  let holding = false
 
-  async function lookAt(folder: WatchedFolder, seen: Map<string, SourceIdentity>): Promise<void> {
-    for (const file of await filesIn(folder.path)) {
-      const found = await identityOf(file)
-      if (!found) continue
-      seen.set(file, found)
-      const taken = journal.data.watched[file]
-      if (taken && isSameSource(taken, found)) continue
+  async function lookAt(folder: WatchedFolder, seen: Map<string, Sighting>): Promise<void> {
+    const atMs = now()
+    const finished: Sighting[] = []
+    for (const file of await filesIn(folder)) {
+      const source = await identityOf(file)
+      if (!source) continue
       const earlier = before.get(file)
-      if (!earlier || !isSameSource(earlier, found)) continue
-      const { analyser, moveTo, sourceAction: action, sourceWhen: when } = folder
-      const source = { action, when }
-      await capture.submit({ files: [file], analyser, source, moveTo, origin: 'watch' })
+      const isSame = earlier !== undefined && isSameSource(earlier.source, source)
+      const sighting = sight(earlier, { source, isSame, atMs })
+      seen.set(file, sighting)
+      const taken = journal.data.watched[file]
+      if (taken && isSameSource(taken, source)) continue
+      if (isSettled(sighting, { settleMs: folder.settleMs, atMs })) finished.push(sighting)
+    }
+    await take(folder, finished, atMs)
+  }
+
+  async function take(folder: WatchedFolder, finished: Sighting[], atMs: number): Promise<void> {
+    if (finished.length === 0 || isFull()) return
+    // No more are read than may be taken: the others are hashed when their turn comes.
+    const room = Math.max(1, options.pendingMax - pending(journal.data))
+    const some = finished.slice(0, room * folder.batchFiles)
+    const fresh = folder.dedupe ? await withoutKnown(folder, some) : some.map(unhashed)
+    const rule = { filesMax: folder.batchFiles, waitMs: folder.batchMs, atMs }
+    for (const batch of batches(fresh, rule)) {
+      if (signal.aborted || isFull()) return
+      await submit(folder, batch as Finished[])
     }
   }
 
+  function isFull(): boolean {
+    const count = pending(journal.data)
+    const full = count >= options.pendingMax
+    if (full && !holding) options.holding?.(count)
+    holding = full
+    return full
+  }
+
+  async function submit(folder: WatchedFolder, batch: readonly Finished[]): Promise<void> {
+    const { analyser, moveTo, sourceAction: action, sourceWhen: when } = folder
+    await capture.submit({
+      files: batch.map(({ source }) => source.path),
+      ...{ analyser, source: { action, when }, moveTo, origin: 'watch' },
+      contents: batch.flatMap(({ sha256 }) => sha256 ?? []),
+    })
+    for (const { source } of batch) hashes.delete(source.path)
+  }
+
+  /** Leaves out what was taken before, or is there twice, and remembers that it was seen. */
+  async function withoutKnown(
+    folder: WatchedFolder,
+    finished: readonly Sighting[],
+  ): Promise<Finished[]> {
+    const hashed = await hashAll(finished)
+    const fresh = new Map<string, Finished>()
+    const known: SourceIdentity[] = []
+    const unknown: Finished[] = []
+    for (const each of hashed) {
+      const { sha256, source } = each
+      if (sha256 === undefined) unknown.push(each)
+      else if (
+        fresh.has(sha256) ||
+        isContentKnown(journal.data, contentKey(sha256, folder.analyser))
+      )
+        known.push(source)
+      else fresh.set(sha256, each)
+    }
+    if (known.length > 0) {
+      await journal.change((draft) => {
+        for (const source of known) draft.watched[source.path] = source
+      })
+      for (const { path: file } of known) hashes.delete(file)
+      options.duplicates?.(known.length)
+    }
+    return [...fresh.values(), ...unknown]
+  }
+
+  async function hashAll(finished: readonly Sighting[]): Promise<Finished[]> {
+    const left = finished.filter(({ source }) => {
+      const kept = hashes.get(source.path)
+      return !kept || !isSameSource(kept.source, source)
+    })
+    const digests = await hash(left.map(({ source }) => source))
+    for (const [place, { source }] of left.entries()) {
+      // Only a file that is still the same has this content.
+      const after = await identityOf(source.path)
+      const sha256 = after && isSameSource(after, source) ? digests[place] : undefined
+      hashes.set(source.path, { source, sha256 })
+    }
+    return finished.map((each) => ({ ...each, sha256: hashes.get(each.source.path)?.sha256 }))
+  }
+
   /** Files that are gone are forgotten, so that a new one of that name is taken. */
-  async function forgetGone(seen: Map<string, SourceIdentity>, read: Set<string>): Promise<void> {
+  async function forgetGone(
+    seen: ReadonlyMap<string, Sighting>,
+    read: readonly WatchedFolder[],
+  ): Promise<void> {
+    for (const file of hashes.keys()) if (!seen.has(file)) hashes.delete(file)
     const gone = Object.keys(journal.data.watched).filter(
-      (file) => read.has(path.dirname(file)) && !seen.has(file),
+      (file) => !seen.has(file) && read.some((folder) => isWithin(file, folder)),
     )
     if (gone.length === 0) return
     await journal.change((draft) => {
@@ -63,14 +171,15 @@ export function createLook(options: WatchOptions): () => Promise<void> {
   }
 
   return async () => {
-    const seen = new Map<string, SourceIdentity>()
-    const read = new Set<string>()
+    const seen = new Map<string, Sighting>()
+    const read: WatchedFolder[] = []
     for (const folder of options.folders) {
       try {
         await lookAt(folder, seen)
-        read.add(folder.path)
+        read.push(folder)
       } catch (error) {
         if (!isSluiceError(error)) throw error
+        if (signal.aborted) return
         options.failed(folder.path, error)
       }
     }
@@ -80,26 +189,56 @@ export function createLook(options: WatchOptions): () => Promise<void> {
     } catch (error) {
       // They are forgotten with the next look that finds room to write it down.
       if (!isSluiceError(error)) throw error
-      for (const folder of read) options.failed(folder, error)
+      for (const folder of read) options.failed(folder.path, error)
     }
   }
 }
 
-/** Regular files right in the folder; names that begin with a dot are half-written by convention. */
-async function filesIn(folder: string): Promise<string[]> {
+const unhashed = (sighting: Sighting): Finished => ({ ...sighting, sha256: undefined })
+
+/** Submissions that are not sealed yet: what the host still has to do. */
+function pending(data: Readonly<JournalData>): number {
+  return Object.values(data.submissions).filter(
+    ({ state }) => state === 'waiting' || state === 'sealing',
+  ).length
+}
+
+function isWithin(file: string, folder: WatchedFolder): boolean {
+  const inside = path.dirname(file)
+  return inside === folder.path || (folder.subfolders && inside.startsWith(`${folder.path}/`))
+}
+
+/** Regular files of a folder that are meant, in the order of their names; links are not followed. */
+async function filesIn(folder: WatchedFolder): Promise<string[]> {
+  const found: string[] = []
+  let entries = 0
+  const walk = async (at: string): Promise<void> => {
+    for (const entry of await readdir(at, { withFileTypes: true })) {
+      if ((entries += 1) > limits.watchedEntriesMax) throw tooMany(folder.path)
+      const file = path.join(at, entry.name)
+      const isFolder = entry.isDirectory() && folder.subfolders && !entry.name.startsWith('.')
+      if (isFolder) await walk(file)
+      else if (entry.isFile() && isMeant(path.relative(folder.path, file), folder)) found.push(file)
+    }
+  }
   try {
-    const entries = await readdir(folder, { withFileTypes: true })
-    return entries
-      .filter((entry) => entry.isFile() && !entry.name.startsWith('.'))
-      .filter((entry) => !entry.name.endsWith('.sluice-taken'))
-      .map((entry) => path.join(folder, entry.name))
+    await walk(folder.path)
+    return found.toSorted()
   } catch (cause) {
-    throw new SluiceError('media.not_a_file', `the watched folder ${folder} cannot be read`, {
+    if (isSluiceError(cause)) throw cause
+    throw new SluiceError('media.not_a_file', `the watched folder ${folder.path} cannot be read`, {
       retry: 'later',
       hint: isMissing(cause) ? 'Make it, or take it out of "watch".' : 'Look at its permissions.',
       cause,
     })
   }
+}
+
+function tooMany(folder: string): SluiceError {
+  return new SluiceError('media.not_a_file', `the watched folder ${folder} holds too many files`, {
+    retry: 'later',
+    hint: `At most ${limits.watchedEntriesMax} are looked at; move finished ones away ("sourceAction").`,
+  })
 }
 
 /** A file that went away between listing and looking is not there. */

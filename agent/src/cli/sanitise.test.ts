@@ -78,7 +78,7 @@ describe('sluice-agent sanitise, of a file', () => {
     })
     assert.equal(written[0]?.['path'], at('out', 'source.jpg'))
     assert.equal(written[0]?.['bytes'], bytesOut)
-    assert.ok((written[0]?.['removed'] as string[]).includes('exif'))
+    assert.ok(JSON.stringify(written[0]).includes('"exif"'))
   })
 
   it('overwrites only when told to, and leaves nothing half-written', async () => {
@@ -150,9 +150,10 @@ describe('sluice-agent sanitise, of a folder', () => {
     assert.equal(said.filter((line) => line.startsWith('ok ')).length, 2)
     assert.match(said.join('\n'), /^REFUSED {2}.*words\.jpg: .* \(media\.unsupported\)$/m)
     assert.match(said.at(-1) ?? '', /^2 accepted, 1 refused, 2 passed over; /)
-    assert.deepEqual(readdirSync(at('many-clean'), { recursive: true }).toSorted(), [
-      ...['a.jpg', 'deeper', path.join('deeper', 'b.jpg')],
-    ])
+    assert.deepEqual(
+      new Set(readdirSync(at('many-clean'), { recursive: true })),
+      new Set(['a.jpg', 'deeper', path.join('deeper', 'b.jpg')]),
+    )
     for (const name of ['a.jpg', path.join('deeper', 'b.jpg')])
       assert.ok(!readFileSync(at('many-clean', name)).includes('canary'))
   })
@@ -194,7 +195,8 @@ describe('names of results', () => {
     )
     const planned = { file: 'y.mov', stem: 'out/y' }
     assert.deepEqual(targetsOf(planned, [{ extension: 'mp4' }, { extension: 'flac' }]), [
-      ...['out/y.mp4', 'out/y.flac'],
+      'out/y.mp4',
+      'out/y.flac',
     ])
     const pages = [{ extension: 'png' }, { extension: 'png' }, { extension: 'png' }] as const
     assert.deepEqual(targetsOf(planned, pages), ['out/y.png', 'out/y-2.png', 'out/y-3.png'])
