@@ -61,9 +61,6 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
     removed,
     codedAt: item.extents[0]?.at ?? 0,
     decodable: bytes,
-    hasAlpha: meta.references.some(
-      ({ type, from, to }) => type === 'auxl' && to.includes(primary) && isAlpha(bytes, meta, from),
-    ),
     ...(icc === undefined ? {} : { icc }),
     ...(colour === undefined ? {} : { colour }),
     ...(damagedAt === undefined ? {} : { damagedAt }),

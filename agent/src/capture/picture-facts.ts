@@ -16,12 +16,17 @@ export type ColourCode =
   | { primaries: number; transfer: number }
   | { chromaticities: readonly number[] | undefined; gamma: number | undefined }
 
+/** `signed` is CIELab of TIFF 6.0, section 23; `offset` is ICCLab of TIFF Technical Note 4. */
+export type LabForm = 'signed' | 'offset'
+
 export type PictureFacts = {
   /** The pictures that are to be had, the first one first; of reduced ones and masks nothing. */
   pages: readonly (Size & { index: number; orientation: Orientation })[]
   animated: boolean
   icc?: Buffer
   colour?: ColourCode
+  /** The samples are CIE Lab, whatever the decoder is made to believe. */
+  lab?: LabForm
   /** Kinds of metadata that the file holds. */
   removed: Set<string>
   /** Where the structure ends too early; only when salvaging. */
@@ -30,8 +35,6 @@ export type PictureFacts = {
   codedAt: number
   /** What the decoder gets: of the file only what is needed for the picture. */
   decodable: Buffer
-  /** In place of `decodable` where a parser of ours has decoded it already. */
-  hasAlpha?: boolean
 }
 
 /** How much of a document or animation is wanted, and whether damage ends everything. */

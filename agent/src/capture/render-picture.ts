@@ -20,7 +20,8 @@ import {
 } from './icc-profile.ts'
 import type { RgbSpaceName } from './icc-profile.ts'
 import { readJpeg } from './jpeg-structure.ts'
-import type { Orientation, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
+import { labToRgb } from './lab-colour.ts'
+import type { LabForm, Orientation, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
 import { writePlainTiff } from './plain-picture.ts'
 import type { PlainPicture } from './plain-picture.ts'
 import { readPng } from './png-structure.ts'
@@ -152,6 +153,10 @@ function sharpPicture(facts: PictureFacts, loader: string, options: RenderOption
         }
         return
       }
+      if (facts.lab !== undefined) {
+        yield* renderLab(input, facts, { ...options, lab: facts.lab })
+        return
+      }
       if (facts.animated && facts.pages.length > 1) {
         yield* renderFrames(input, facts, { ...options, colours })
         return
@@ -170,6 +175,21 @@ function withColours(facts: PictureFacts, loader: string, colours: Colours): Buf
   if (loader === loaders.jpeg) return attachToJpeg(decodable, colours.icc)
   if (loader === loaders.png) return attachToPng(decodable, colours.icc)
   return loader === loaders.webp ? attachToWebp(decodable, colours.icc, page) : decodable
+}
+
+async function* renderLab(
+  input: Input,
+  facts: PictureFacts,
+  options: RenderOptions & { lab: LabForm },
+): AsyncGenerator<Rendered> {
+  // What profile there is has been for other viewers: Lab needs none.
+  const { icc: _, ...bare } = facts
+  for (const page of facts.pages) {
+    const { depth } = await decoding(input, facts, () => sharp(input.bytes).metadata())
+    const wanted = { index: page.index, count: 1, facts, options, deep: depth === 'ushort' }
+    const samples = await decodePlain(input, wanted)
+    yield await renderPlain(labToRgb(samples, options.lab), { ...bare, pages: [page] }, options)
+  }
 }
 
 /** Frames are put together by the decoder from the first one on, so that many are asked for at once. */
@@ -209,7 +229,8 @@ async function decodePlain(
   },
 ): Promise<PlainPicture> {
   const { index, count, facts, options, deep } = wanted
-  const image = sharp(input.bytes, { ...inputOptions(options), page: index, pages: count })
+  const settings = { ...inputOptions(options), page: index, pages: count }
+  const image = sharp(input.bytes, { ...settings, ignoreIcc: facts.lab !== undefined })
   const { data, info } = await decoding(input, facts, () =>
     image
       .toColourspace(deep ? 'rgb16' : 'srgb')

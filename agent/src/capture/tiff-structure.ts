@@ -2,7 +2,7 @@
 import { limits } from '@sluice/protocol/limits'
 import { DamagedPicture, TooLargePicture, UnsupportedPicture } from './damaged-picture.ts'
 import { orientationOf, requireSizes } from './picture-facts.ts'
-import type { PictureFacts, ReadOptions, Size } from './picture-facts.ts'
+import type { LabForm, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
 
 type Entry = { tag: number; type: number; count: number; valueAt: number }
 type Directory = { at: number; entries: Map<number, Entry>; next: number }
@@ -102,6 +102,7 @@ export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
   const wanted = options.pages === 'all' ? whole : [first]
   if (whole.length > wanted.length) removed.add('further-pictures')
   const icc = contentOf(layout, first.entries.get(tags.icc))
+  const lab = labForms.get(numberOf(layout, first, tags.photometric) ?? 0)
   return {
     pages: wanted.map((directory, i) => ({
       index: directories.indexOf(directory),
@@ -112,10 +113,28 @@ export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
     removed,
     codedAt:
       numberOf(layout, first, tags.stripOffsets) ?? numberOf(layout, first, tags.tileOffsets) ?? 8,
-    decodable: bytes,
+    decodable: lab === undefined ? bytes : asRgb(layout, wanted),
+    ...(lab === undefined ? {} : { lab }),
     ...(icc === undefined ? {} : { icc }),
     ...(damagedAt === undefined ? {} : { damagedAt }),
   }
+}
+
+const labForms = new Map<number, LabForm>([
+  [8, 'signed'],
+  [9, 'offset'],
+])
+
+/** Makes the decoder hand out Lab samples as they are; the pages of one file are of one kind. */
+function asRgb(layout: Layout, directories: readonly Directory[]): Buffer {
+  const bytes = Buffer.from(layout.bytes)
+  for (const { entries } of directories) {
+    const entry = entries.get(tags.photometric)
+    if (entry === undefined) continue
+    const little = bytes.toString('latin1', 0, 2) === 'II'
+    bytes.writeUInt16LE(little ? 2 : 0x0200, entry.valueAt)
+  }
+  return bytes
 }
 
 function layoutOf(bytes: Buffer): Layout {

@@ -123,7 +123,7 @@ function meta(
   items: readonly { type: string; data: Buffer }[],
   dataAt: number,
 ): Buffer {
-  const handler = fullBox('hdlr', 0, 0, u32(0), Buffer.from('pict'), Buffer.alloc(13))
+  const hdlr = fullBox('hdlr', 0, 0, u32(0), Buffer.from('pict'), Buffer.alloc(13))
   const infos = items.map(({ type }, i) =>
     fullBox(
       'infe',
@@ -146,7 +146,7 @@ function meta(
     'meta',
     0,
     0,
-    handler,
+    hdlr,
     fullBox('pitm', 0, 0, u16(1)),
     fullBox('iloc', 0, 0, u16(0x4400), u16(items.length), ...locations),
     fullBox('iinf', 0, 0, u16(items.length), ...infos),

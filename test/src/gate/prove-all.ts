@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { after, describe, it } from 'node:test'
 
 import { openGate } from '@sluice/agent/capture/gate'
+import { openPicturePool } from '@sluice/agent/capture/picture-pool'
 import { detectIsolation } from '@sluice/agent/sandbox'
 
 import { proveCase } from './cases.ts'
@@ -25,7 +26,9 @@ export async function proveAll(options: { quick: boolean }): Promise<void> {
   after(() => rmSync(folder, { recursive: true }))
   const isolation = await detectIsolation().catch(() => detectIsolation('none'))
   const scratchFolder = mkdtempSync(join(folder, 'scratch-'))
-  const gate = await openGate({ scratchFolder, isolation })
+  const pictures = openPicturePool({ isolation })
+  after(() => pictures[Symbol.asyncDispose]())
+  const gate = { ...(await openGate({ scratchFolder, isolation })), pictures }
   const present = {
     ffmpeg: gate.ffmpeg !== undefined,
     exiftool: spawnSync('exiftool', ['-ver']).status === 0,
