@@ -33,6 +33,31 @@ export type ScanMark = z.infer<typeof scanMark>
 export const scanEngine = z.enum(['clamd', 'yara', 'quarantine'])
 export type ScanEngineName = z.infer<typeof scanEngine>
 
+/**
+ * What the operator of the capture host lets through of a source's metadata, made coarse there: the
+ * true time lies within `stepMs` after `fromMs`, the true place in a cell of `stepDegrees` around the
+ * one named.
+ */
+export const captured = z.strictObject({
+  time: z
+    .strictObject({
+      fromMs: z.int().nonnegative(),
+      stepMs: z.int().positive(),
+      /** `unknown`: the camera's local time, taken as UTC. */
+      zone: z.enum(['utc', 'unknown']),
+    })
+    .optional(),
+  camera: z.enum(['phone', 'camera', 'action-camera', 'drone', 'scanner']).optional(),
+  region: z
+    .strictObject({
+      latitudeDegrees: z.number().min(-90).max(90),
+      longitudeDegrees: z.number().min(-180).max(180),
+      stepDegrees: z.number().positive(),
+    })
+    .optional(),
+})
+export type Captured = z.infer<typeof captured>
+
 const count = z.int().nonnegative()
 
 /**
@@ -74,6 +99,7 @@ export const mediumEntry = z.strictObject({
     nameDisagrees: z.literal(true).optional(),
   }),
   removed: z.array(z.string().max(64)).max(64),
+  captured: captured.optional(),
 })
 export type MediumEntry = z.infer<typeof mediumEntry>
 

@@ -138,6 +138,7 @@ function describe(options: {
   if (medium.partial === true) entry.partial = true
   if (medium.hdr !== undefined) entry.hdr = medium.hdr
   if (medium.scan !== undefined) entry.scan = medium.scan
+  if (medium.captured !== undefined) entry.captured = medium.captured
   return entry
 }
 

@@ -47,6 +47,23 @@ export function scanPolicyOf(scan: ScanSettings): 'require' | 'warn' | 'off' {
   return scan.policy ?? (hasScanner(scan) ? 'require' : 'off')
 }
 
+/** What of a source's metadata may travel, in the manifest: nothing, unless it is named here. */
+export const carryPolicy = z.strictObject({
+  captureTimeStepMinutes: z.int().min(1).max(525_600).optional().meta({
+    env: 'SLUICE_AGENT_CARRY_CAPTURE_TIME_STEP_MINUTES',
+    description: 'Carries the time of capture, rounded down to this. Absent: not at all.',
+  }),
+  camera: z.boolean().default(false).meta({
+    env: 'SLUICE_AGENT_CARRY_CAMERA',
+    description: 'Carries the kind of camera (phone, drone, …), never maker, model or number.',
+  }),
+  regionStepDegrees: z.number().min(0.1).max(45).optional().meta({
+    env: 'SLUICE_AGENT_CARRY_REGION_STEP_DEGREES',
+    description: 'Carries the place as a cell of this size; 1 is some 100 km. Absent: not at all.',
+  }),
+})
+export type CarryPolicy = z.infer<typeof carryPolicy>
+
 /** Everything an operator decides about media of this host. */
 export const gatePolicy = z.strictObject({
   profile: gateProfile.default('analysis').meta({
@@ -64,5 +81,6 @@ export const gatePolicy = z.strictObject({
     description: 'Whether what decodes of a damaged medium is taken, marked as partial.',
   }),
   scan: scanSettings.prefault({}),
+  carry: carryPolicy.prefault({}),
 })
 export type GatePolicy = z.infer<typeof gatePolicy>

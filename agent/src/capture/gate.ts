@@ -2,7 +2,9 @@
 import { SluiceError } from '@sluice/protocol/errors'
 import type { GateProfile, IsolationLevel } from '@sluice/protocol/manifest'
 import { detectIsolation } from '../sandbox.ts'
+import { readCaptured } from './carry.ts'
 import { findFfmpeg } from './find-ffmpeg.ts'
+import type { CarryPolicy } from './gate-policy.ts'
 import { openSource } from './inspect.ts'
 import type { Source } from './inspect.ts'
 import { normaliseFilm, normaliseSound } from './normalise-av.ts'
@@ -21,6 +23,8 @@ export type Gate = AvOptions & {
   salvage?: boolean
   /** A name that promises another type than the content; default `report`. */
   nameMismatch?: 'report' | 'refuse'
+  /** What of the metadata goes into the manifest; nothing without one. */
+  carry?: CarryPolicy
   /** Sees every source before a decoder does; nothing is scanned without one. */
   scanner?: Pick<Scanner, 'scan' | 'tools'>
   /** Decoders that several pictures share; without them each gets a process of its own. */
@@ -68,9 +72,11 @@ export async function passGate(file: string, gate: Gate): Promise<Passed> {
   await using source = await openSource(file)
   requireHonestName(source, gate)
   const scan = await gate.scanner?.scan(source)
+  const captured = gate.carry && (await readCaptured(source, gate.carry))
   const media = await normalise(source, gate)
   for (const medium of media) {
     if (scan !== undefined) medium.scan = scan
+    if (captured !== undefined) medium.captured = captured
     if (source.nameDisagrees) medium.source.nameDisagrees = true
     Object.assign(medium.tools, gate.scanner?.tools)
   }

@@ -1,5 +1,5 @@
 /** One medium as it leaves the gate: finished, checked, and held until it is archived. */
-import type { MediumKind, ScanMark } from '@sluice/protocol/manifest'
+import type { Captured, MediumKind, ScanMark } from '@sluice/protocol/manifest'
 import type { HeldBytes } from './scratch.ts'
 import type { SourceFormat } from './sniff.ts'
 
@@ -27,6 +27,8 @@ export type NormalisedMedium = {
   source: { format: SourceFormat; bytes: number; nameDisagrees?: true }
   /** What the scanners said; absent where nothing is scanned. */
   scan?: ScanMark
+  /** What the policy lets through of its metadata. */
+  captured?: Captured
   /** Kinds of metadata that were there and are gone, never values. */
   removed: string[]
   /** Tool name to version, for the manifest. */

@@ -33,7 +33,7 @@ async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => voi
   await checkSources(order, tell)
   await requireRoom(order.spoolDir, { bytes: sourceBytes, reserveBytes: order.reserveBytes })
   const folder = await createSpoolFolder(order.spoolDir, order.jobId)
-  const { profile, salvage, nameMismatch, scan } = order.gate
+  const { profile, salvage, nameMismatch, scan, carry } = order.gate
   let unscanned = 0
   const scanner = createScanner({
     ...{ settings: scan, isolation: order.isolation, quarantined: order.quarantined },
@@ -42,7 +42,7 @@ async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => voi
   })
   const gate: Gate = {
     ...{ isolation: order.isolation, ffmpeg: order.ffmpeg, scratchFolder: folder },
-    ...{ profile, salvage, nameMismatch, scanner },
+    ...{ profile, salvage, nameMismatch, scanner, carry },
   }
   using keys = await makeKeys(order, folder)
   const { sealer, resultPublicKey } = keys

@@ -151,7 +151,7 @@ describe('sluice-agent sanitise, of a folder', () => {
     assert.match(said.join('\n'), /^REFUSED {2}.*words\.jpg: .* \(media\.unsupported\)$/m)
     assert.match(said.at(-1) ?? '', /^2 accepted, 1 refused, 2 passed over; /)
     assert.deepEqual(
-      new Set(readdirSync(at('many-clean'), { recursive: true })),
+      new Set(readdirSync(at('many-clean'), { recursive: true, encoding: 'utf8' })),
       new Set(['a.jpg', 'deeper', path.join('deeper', 'b.jpg')]),
     )
     for (const name of ['a.jpg', path.join('deeper', 'b.jpg')])

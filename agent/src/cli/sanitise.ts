@@ -157,7 +157,7 @@ async function gateFor(options: SanitiseOptions, signal: AbortSignal) {
     ...(ffmpegPath === undefined ? {} : { ffmpegPath }),
   })
   const scanner = createScanner({ settings: policy.scan, isolation: opened.isolation, signal })
-  const gate: Gate = { ...opened, nameMismatch: policy.nameMismatch, scanner }
+  const gate: Gate = { ...opened, nameMismatch: policy.nameMismatch, carry: policy.carry, scanner }
   return { gate, profile }
 }
 
