@@ -114,7 +114,7 @@ export async function connectSimulated(
       send({ type: 'ack', seq, commandId })
       if (command.type !== 'purge') return
       obeyed.set(command.obligationId, command)
-      request(receiptFor(agent, command))
+      signInTurn(() => request(receiptFor(agent, command)))
     } else if (message.type === 'reply') {
       if (message.problem === undefined) confirmed.resolve()
       else confirmed.reject(new Error(`refused: ${JSON.stringify(message.problem)}`))
@@ -157,6 +157,23 @@ export async function connectSimulated(
       await ended.promise
     },
   }
+}
+
+const unsigned: (() => void)[] = []
+
+/**
+ * One receipt whenever there is no frame to read: agents on hosts of their own sign while others acknowledge,
+ * and none waits for the signatures of the others.
+ */
+function signInTurn(sign: () => void): void {
+  unsigned.push(sign)
+  if (unsigned.length > 1) return
+  const next = (): void => {
+    unsigned[0]?.()
+    unsigned.shift()
+    if (unsigned.length > 0) setImmediate(next)
+  }
+  setImmediate(next)
 }
 
 /** A WebSocket as an agent opens it. */
