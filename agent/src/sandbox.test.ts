@@ -20,7 +20,13 @@ import path from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { IsolationLevel } from '@sluice/protocol/manifest'
-import { collectOutput, detectIsolation, discardOutput, runInSandbox } from './sandbox.ts'
+import {
+  collectOutput,
+  detectIsolation,
+  discardOutput,
+  runInSandbox,
+  systemCallsAt,
+} from './sandbox.ts'
 import type { SandboxRequest } from './sandbox.ts'
 
 const bubblewrap = await detectIsolation().then(
@@ -108,6 +114,20 @@ describe(
       assert.match(capabilities ?? '', /0000000000000000$/)
       assert.ok(Number(processes) < 6)
       assert.notEqual(nested, '0')
+    })
+
+    it('reaches no system call beyond what it needs (control: without isolation it does)', async () => {
+      const trace = process.arch === 'arm64' ? 117 : 101
+      // A netlink socket, then PTRACE_TRACEME, by numbers; what the kernel says to each.
+      const perl = `printf("%d ", socket(my $s, 16, 3, 0) ? 0 : $!);
+        $! = 0; syscall(${trace}, 0, 0, 0, 0); printf("%d ", $!);
+        open(my $f, "<", "/proc/self/status"); print grep { /^Seccomp:/ } <$f>`
+      const program = '/usr/bin/perl'
+      const request = shell('', { program, args: () => ['-e', perl] })
+      assert.match(await outputOf(request), /^0 0 Seccomp:/)
+      const filtered = await outputOf({ ...request, isolation: 'bubblewrap' })
+      assert.match(filtered, /^97 1 Seccomp:\s*2/)
+      assert.deepEqual([systemCallsAt('bubblewrap'), systemCallsAt('none')], ['filtered', 'any'])
     })
 
     it('finds its input read-only under a name of ours', async () => {

@@ -4,12 +4,13 @@ import { spawn, spawnSync } from 'node:child_process'
 import type { ChildProcess } from 'node:child_process'
 import { existsSync, lstatSync, readdirSync, readlinkSync, realpathSync } from 'node:fs'
 import path from 'node:path'
-import { Readable } from 'node:stream'
+import { Readable, Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { IsolationLevel } from '@sluice/protocol/manifest'
+import { systemCallFilter } from './system-calls.ts'
 import { groupHasRunning, isRunning, residentBytes, killNow, startOf } from './process-tree.ts'
 
 /** Bounds of one sandboxed program and everything it starts. */
@@ -110,6 +111,11 @@ export async function detectIsolation(
   throw new SluiceError('sandbox.missing', 'bubblewrap is installed but cannot build a sandbox', {
     hint: 'Allow unprivileged user namespaces, or set "isolation": "none" by name to run without.',
   })
+}
+
+/** Whether what runs at this level reaches only the system calls it needs; for status and manifest. */
+export function systemCallsAt(isolation: IsolationLevel): 'filtered' | 'any' {
+  return isolation === 'bubblewrap' && systemCallFilter() !== undefined ? 'filtered' : 'any'
 }
 
 /**
@@ -215,8 +221,11 @@ function startTree(request: SandboxRequest): Tree {
   const reportAt = request.report === true ? 2 + extra.length : undefined
   if (isolation === 'bubblewrap') extra.push('pipe')
   const infoAt = isolation === 'bubblewrap' ? 2 + extra.length : undefined
+  const filter = isolation === 'bubblewrap' ? systemCallFilter() : undefined
+  if (filter !== undefined) extra.push('pipe')
+  const filterAt = filter === undefined ? undefined : 2 + extra.length
   const [command, ...args] =
-    infoAt === undefined ? plainCommand(request) : bubblewrapCommand(request, infoAt)
+    infoAt === undefined ? plainCommand(request) : bubblewrapCommand(request, { infoAt, filterAt })
   assert.ok(command)
   const child = spawn(command, args, {
     env: {},
@@ -238,6 +247,7 @@ function startTree(request: SandboxRequest): Tree {
     report: Buffer.alloc(0),
   }
   if (infoAt !== undefined) readInnerPid(run, pipeAt(child, infoAt))
+  if (filterAt !== undefined) giveFilter(child, filterAt, filter)
   // Whoever outlives the program itself would keep its pipes open.
   child.once('exit', () => killTree(run))
   return run
@@ -256,6 +266,15 @@ function pipeAt(child: ChildProcess, at: number): Readable {
   const pipe = child.stdio[at]
   assert.ok(pipe instanceof Readable)
   return pipe
+}
+
+/** Without its filter whole, bubblewrap starts nothing. */
+function giveFilter(child: ChildProcess, at: number, filter: Buffer | undefined): void {
+  const pipe = child.stdio[at]
+  assert.ok(pipe instanceof Writable)
+  // A child that could not start tells why itself.
+  pipe.on('error', () => undefined)
+  pipe.end(filter)
 }
 
 function resourceLimits(request: SandboxRequest): string[] {
@@ -289,7 +308,10 @@ function plainCommand(request: SandboxRequest): string[] {
   return [...prefix, ...resourceLimits(request), request.program, ...request.args(at)]
 }
 
-function bubblewrapCommand(request: SandboxRequest, infoDescriptor: number): string[] {
+function bubblewrapCommand(
+  request: SandboxRequest,
+  descriptors: { infoAt: number; filterAt: number | undefined },
+): string[] {
   const bubblewrap = requireProgram('bwrap')
   const args = [bubblewrap, ...bubblewrapFlags, ...forbidNesting(bubblewrap)]
   for (const folder of systemFolders) args.push(...bindSystemFolder(folder))
@@ -303,7 +325,9 @@ function bubblewrapCommand(request: SandboxRequest, infoDescriptor: number): str
   args.push('--proc', '/proc', '--dev', '/dev')
   for (const device of request.devices ?? []) args.push('--dev-bind', device, device)
   args.push('--remount-ro', '/dev', '--remount-ro', '/', '--chdir', '/')
-  args.push('--info-fd', String(infoDescriptor), '--')
+  const { infoAt, filterAt } = descriptors
+  if (filterAt !== undefined) args.push('--seccomp', String(filterAt))
+  args.push('--info-fd', String(infoAt), '--')
   return [
     ...args,
     ...resourceLimits(request),
