@@ -8,6 +8,7 @@ import { makeReceiverKeyPair, sealEnvelope } from '@sluice/protocol/sealing/key-
 import { type Sealer, createSealer, sealedHeaderHash } from '@sluice/protocol/sealing/seal'
 import { build } from '../build.ts'
 import { diskEffects, isDiskFull } from '../durable-file.ts'
+import { systemCallsAt } from '../sandbox.ts'
 import { serveParent } from './child.ts'
 import { writeArchive } from './describe.ts'
 import { type Gate, passEach } from './gate.ts'
@@ -63,6 +64,7 @@ async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => voi
     analyser: order.analyser,
     resultPublicKey: resultPublicKey.toString('base64url'),
     isolation: order.isolation,
+    systemCalls: systemCallsAt(order.isolation),
     profile,
     tools: { sluice: build },
   }

@@ -12,7 +12,7 @@ import { prepareSpool, requireRoom } from '../capture/spool.ts'
 import { type AgentConfig, foldersOf } from '../config.ts'
 import { openIdentity } from '../enrol.ts'
 import { keyExchangeGroups } from '../key-exchange.ts'
-import { detectIsolation } from '../sandbox.ts'
+import { detectIsolation, systemCallsAt } from '../sandbox.ts'
 import { instantText, print } from './output.ts'
 import { type PlaceOptions, configOf, withPlace } from './program.ts'
 
@@ -46,7 +46,9 @@ async function examine(config: AgentConfig): Promise<Finding[]> {
     await look('swap', async () => swapText(config)),
     await look('isolation', async () => {
       const level = await detectIsolation(config.isolation)
-      return level === 'none' ? 'none, as configured' : level
+      if (level === 'none') return 'none, as configured'
+      const calls = systemCallsAt(level)
+      return calls === 'filtered' ? `${level}, system calls filtered` : `${level}, any system call`
     }),
     await look('ffmpeg', () => ffmpegText(config)),
     await look('scanner', () => scannerText(config)),
