@@ -91,6 +91,8 @@ export const limits = {
   /** For a question to the scanner that needs no work. */
   scanAnswerMs: 10 * second,
   scanReplyBytesMax: 1 * KiB,
+  /** So long a scanner that was found in order is not looked at again before a sealing begins. */
+  scanCheckKeepMs: 30 * second,
   /** A scanner's configuration and rules are written by people. */
   scanConfigBytesMax: 256 * KiB,
   signatureAgeHoursDefault: 72,

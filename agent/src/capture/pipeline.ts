@@ -174,6 +174,7 @@ export function createCapture(options: CaptureOptions): Capture {
   let supplying: Promise<void> | undefined
   let abandoning: Promise<void> | undefined
   let warning: Promise<void> | undefined
+  let scannerSeenAtMs = -Infinity
 
   signal.addEventListener('abort', () => {
     wakeSealing()
@@ -290,8 +291,10 @@ export function createCapture(options: CaptureOptions): Capture {
    */
   async function requireScanner(submission: Submission): Promise<void> {
     if (scanPolicyOf(gate.scan) !== 'require') return
+    if (performance.now() - scannerSeenAtMs < limits.scanCheckKeepMs) return
     try {
       await createScanner({ settings: gate.scan, isolation: options.isolation }).check()
+      scannerSeenAtMs = performance.now()
     } catch (error) {
       if (!isSluiceError(error)) throw error
       events.sealingPutOff(submission, error)

@@ -10,7 +10,7 @@ import {
   signaturesAtMs,
 } from './clamd-settings.ts'
 import { scanWallMs } from './scan-time.ts'
-import type { ScanEngine, Verdict } from './scan.ts'
+import type { ScanEngine, Verdict } from './scan-engine.ts'
 
 export type ClamdOptions = {
   configFile: string

@@ -4,7 +4,7 @@ import { limits } from '@sluice/protocol/limits'
 import type { IsolationLevel } from '@sluice/protocol/manifest'
 import { type SandboxExit, collectOutput, runInSandbox } from '../sandbox.ts'
 import { scanWallMs } from './scan-time.ts'
-import type { ScanEngine } from './scan.ts'
+import type { ScanEngine } from './scan-engine.ts'
 
 export type YaraOptions = {
   /** Source of the rules, as yara reads it. */

@@ -21,7 +21,8 @@ import { askClamd } from './ask-clamd.ts'
 import { parseClamdSettings, requireSafe, signaturesAtMs } from './clamd-settings.ts'
 import { type ScanSettings, scanSettings } from './gate-policy.ts'
 import { clamdEngine, verdictOf } from './scan-clamd.ts'
-import { type Infection, type ScanEngine, type ScanTarget, createScanner } from './scan.ts'
+import type { ScanEngine, ScanTarget } from './scan-engine.ts'
+import { type Infection, createScanner } from './scan.ts'
 
 const isolation = await detectIsolation().catch(() => 'none' as const)
 const folder = await mkdtemp(path.join(tmpdir(), 'sluice-scan-'))

@@ -4,35 +4,8 @@ import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { IsolationLevel, ScanEngineName, ScanMark } from '@sluice/protocol/manifest'
 import { type ScanSettings, scanPolicyOf } from './gate-policy.ts'
 import { clamdEngine } from './scan-clamd.ts'
+import type { EngineFacts, ScanEngine, ScanTarget } from './scan-engine.ts'
 import { yaraEngine } from './scan-yara.ts'
-
-/** What a scanner reads: the source as it is, not what will become of it. */
-export type ScanTarget = {
-  readonly path: string
-  readonly bytes: number
-  stream(): AsyncIterable<Buffer>
-}
-
-export type Verdict = { clean: true } | { clean: false; finding: string }
-
-export type EngineFacts = { version: string; signaturesAtMs?: number }
-
-/** One scanner, whatever it is made of. */
-export type ScanEngine = {
-  readonly name: Exclude<ScanEngineName, 'quarantine'>
-  /**
-   * Whether its word counts now; called before the first scan, and again whenever one wants to know.
-   *
-   * @throws SluiceError `scan.unavailable`, `scan.stale`, `scan.unsafe`, `scan.failed`.
-   */
-  check(): Promise<EngineFacts>
-  /**
-   * Looks at all of a source.
-   *
-   * @throws SluiceError `scan.*` whenever there is no verdict about all of it.
-   */
-  scan(source: ScanTarget, signal?: AbortSignal): Promise<Verdict>
-}
 
 /** What is kept of an infected medium, and all that is. */
 export type Infection = {

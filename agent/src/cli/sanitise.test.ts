@@ -16,6 +16,7 @@ import path from 'node:path'
 import { after, afterEach, describe, it } from 'node:test'
 import sharp from 'sharp'
 import { detectIsolation } from '../sandbox.ts'
+import { marker, needClamd, startClamd } from '../../../test/src/tools/clamd.ts'
 import { need } from '../../../test/src/tools/need.ts'
 import { sanitiseCommand } from './sanitise.ts'
 import { planSanitise, targetsOf } from './sanitise-plan.ts'
@@ -138,6 +139,30 @@ describe('sluice-agent sanitise, of a file', () => {
       await assert.rejects(run(...scanned, source), { code: 'media.infected' })
       await picture.clone().png().toFile(at('fine.png'))
       assert.equal((await json(...scanned, at('fine.png'))).files[0]?.['scan'], 'clean')
+    },
+  )
+})
+
+describe('sluice-agent sanitise, with a real clamd', () => {
+  it(
+    'refuses what is infected inside a picture, and is no use when clamd is gone',
+    {
+      skip: needClamd,
+    },
+    async () => {
+      await using clamd = await startClamd()
+      const gate = { scan: { clamdConfigFile: clamd.configFile } }
+      writeFileSync(at('clamd.json'), JSON.stringify({ gate }), { mode: 0o600 })
+      await picture
+        .clone()
+        .withExif({ IFD0: { ImageDescription: marker().toString() } })
+        .png()
+        .toFile(at('infected.png'))
+      const scanned = ['--config', at('clamd.json'), '--check']
+      assert.equal((await json(...scanned, source)).files[0]?.['scan'], 'clean')
+      await assert.rejects(run(...scanned, at('infected.png')), { code: 'media.infected' })
+      await clamd.kill()
+      await assert.rejects(run(...scanned, source), { code: 'scan.unavailable' })
     },
   )
 })
