@@ -137,7 +137,7 @@ export async function startHolders(
     },
     async arm() {
       for (const [index, agent] of doomed.entries())
-        await arm(agent, { fates: many.fates ?? '', at: index + 1 })
+        assert.ok(await arm(agent, { fates: many.fates ?? '', at: index + 1 }))
     },
     async revive() {
       for (const agent of doomed) {

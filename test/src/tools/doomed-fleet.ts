@@ -55,17 +55,23 @@ export function fateEnvironment(fates: string): NodeJS.ProcessEnv {
   return { NODE_OPTIONS: `--import=${child}`, FATE_FOLDER: fates }
 }
 
-/** A daemon dies in front of its `at`-th effect from now on; 0 lets it live. */
+/**
+ * A daemon dies in front of its `at`-th effect from now on; 0 lets it live.
+ *
+ * @returns Whether it lived to know.
+ */
 export async function arm(
-  daemon: Pick<Daemon, 'name' | 'pid'>,
+  daemon: Pick<Daemon, 'name' | 'isRunning' | 'pid'>,
   { fates, at }: { fates: string; at: number },
-): Promise<void> {
-  const { name, pid } = daemon
+): Promise<boolean> {
+  const { name } = daemon
   await writeFile(join(fates, `${name}.arm`), String(at))
-  process.kill(pid, 'SIGUSR2')
-  await waitFor(`${name} to know its fate`, waitMsMax, async () =>
-    (await namesBelow(fates)).includes(`${name}.arm`) ? undefined : true,
-  )
+  if (daemon.isRunning) process.kill(daemon.pid, 'SIGUSR2')
+  const end = await waitFor(`${name} to know its fate`, waitMsMax, async () => {
+    if (!(await namesBelow(fates)).includes(`${name}.arm`)) return 'knows'
+    return daemon.isRunning ? undefined : 'dead'
+  })
+  return end === 'knows'
 }
 
 export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
@@ -150,9 +156,10 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
       if (!daemons[victim].isRunning) return 'dead'
       return (await isOver()) ? 'over' : undefined
     })
-    if (end === 'over') await arm(daemons[victim], { fates: fates.path, at: 0 })
-    else await daemons[victim].start()
-    return end === 'dead'
+    // What is over for us may have effects after it.
+    if (end === 'over' && (await arm(daemons[victim], { fates: fates.path, at: 0 }))) return false
+    await daemons[victim].start()
+    return true
   }
 
   async function purge(victim: Victim, at: number): Promise<boolean> {
@@ -162,7 +169,7 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
     assert.equal(await opening(early, early, ids), 2, 'the control')
     const before = (await lastPurge())?.id
     const body = { scope: { kind: 'everything' }, reason: 'a test' }
-    await arm(daemons[victim], { fates: fates.path, at })
+    assert.ok(await arm(daemons[victim], { fates: fates.path, at }))
     await tryAsking('/v1/purges', body)
     const died = await diesBefore(victim, async () => {
       const page = await tryAsking('/v1/purges?limit=1')
@@ -216,7 +223,7 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
     const job = await lease()
     await using early = await copyDataDirectory(dataDirectory)
     assert.equal(await opening(early, early, [job]), 1, 'the control')
-    await arm(daemons[victim], { fates: fates.path, at })
+    assert.ok(await arm(daemons[victim], { fates: fates.path, at }))
     await gate.open('well')
     const died = await diesBefore(victim, async () => {
       const view = (await tryAsking(`/v1/jobs/${job}`)) as { state: string } | undefined
