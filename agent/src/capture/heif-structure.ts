@@ -106,6 +106,8 @@ function reader(bytes: Buffer, box: Pick<Box, 'contentAt' | 'end'>) {
   const number = (width: number): number => {
     const start = take(width)
     if (width === 0) return 0
+    // Widths of `iloc` are 0, 4 or 8; others are in no version of the standard.
+    if (width > 6 && width !== 8) throw new DamagedPicture(start)
     return width === 8 ? Number(bytes.readBigUInt64BE(start)) : bytes.readUIntBE(start, width)
   }
   return {

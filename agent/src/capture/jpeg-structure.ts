@@ -41,8 +41,8 @@ export function readJpeg(bytes: Buffer, options: ReadOptions): PictureFacts {
     const content = bytes.subarray(segment.start + 4, segment.end)
     const kind = kindOf(segment.marker, content)
     if (kind === 'jfif') kept.push(plainJfif)
-    else if (kind === 'coding' || kind === 'adobe')
-      kept.push(bytes.subarray(segment.start, segment.end))
+    else if (kind === 'coding') kept.push(coding(bytes, segment, frame))
+    else if (kind === 'adobe') kept.push(adobe(bytes, segment, frame))
     else if (kind !== 'nothing') removed.add(kind)
     if (kind === 'jfif' && content.length > 14) removed.add('thumbnail')
     if (kind === 'icc') profile.push({ number: content[12] ?? 0, part: content.subarray(14) })
@@ -71,7 +71,7 @@ export function readJpeg(bytes: Buffer, options: ReadOptions): PictureFacts {
 
 function walk(bytes: Buffer): { segments: Segment[]; damagedAt?: number } {
   const segments: Segment[] = []
-  if (bytes.readUInt16BE(0) !== 0xffd8) throw new DamagedPicture(0)
+  if (bytes.length < 2 || bytes.readUInt16BE(0) !== 0xffd8) throw new DamagedPicture(0)
   for (let at = 2; ;) {
     // Writers leave padding between segments; decoders look for the next marker, and so do we.
     const start = nextMarker(bytes, at)
@@ -103,6 +103,35 @@ function nextMarker(bytes: Buffer, from: number): number | undefined {
     if (code !== undefined && code !== 0 && code !== 0xff) return at
   }
   return undefined
+}
+
+/**
+ * A scan of a sequential picture covers everything: what else its header says is noise that decoders
+ * pass over with a complaint, and some telephones write.
+ *
+ * @see ITU-T T.81, B.2.3: Ss 0, Se 63, Ah and Al 0.
+ */
+function coding(bytes: Buffer, { marker: code, start, end }: Segment, frame: Segment): Buffer {
+  const content = bytes.subarray(start, end)
+  const sequential = frame.marker === 0xc0 || frame.marker === 0xc1 || frame.marker === 0xc9
+  const headEnd = 2 + bytes.readUInt16BE(start + 2)
+  if (code !== marker.sos || !sequential || headEnd < 8 || headEnd > content.length) return content
+  if (content.readUIntBE(headEnd - 3, 3) === 0x003f00) return content
+  const whole = Buffer.from(content)
+  whole.writeUIntBE(0x003f00, headEnd - 3, 3)
+  return whole
+}
+
+/**
+ * How colours were transformed; what nobody defined counts as the usual way.
+ *
+ * @see ITU-T T.872, 6.5.3: 0 none, 1 YCbCr, 2 YCCK.
+ */
+function adobe(bytes: Buffer, { start, end }: Segment, frame: Segment): Buffer {
+  const content = Buffer.from(bytes.subarray(start, end))
+  const last = content.length - 1
+  if (content.readUInt8(last) > 2) content[last] = bytes[frame.start + 9] === 4 ? 2 : 1
+  return content
 }
 
 /** Coded data ends at the first marker that is neither a stuffed zero nor a restart. */

@@ -269,6 +269,17 @@ export const jpegCases: readonly GateCase[] = [
     equal: looksLike(scene),
   },
   {
+    name: 'a JPEG whose scan says nonsense about itself, as some telephones write it',
+    make: file('a.jpg', async () => {
+      const whole = await jpeg()
+      const at = whole.indexOf(Buffer.from('ffda', 'hex'))
+      whole.fill(0, at + 2 + whole.readUInt16BE(at + 2) - 3, at + 2 + whole.readUInt16BE(at + 2))
+      return withSegments(whole, segment(0xee, Buffer.from('Adobe\0\x64\0\0\0\0\x05', 'latin1')))
+    }),
+    leaves: ['jpg'],
+    equal: looksLike(scene),
+  },
+  {
     name: 'a JPEG of 12 bits',
     make: file('a.jpg', async () => {
       const whole = await jpeg()

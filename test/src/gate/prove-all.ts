@@ -12,9 +12,10 @@ import { openPicturePool } from '@sluice/agent/capture/picture-pool'
 import { detectIsolation } from '@sluice/agent/sandbox'
 
 import { proveCase } from './cases.ts'
+import { filmCases } from './film-cases.ts'
 import { imageCases } from './image-cases.ts'
 
-const cases = [...imageCases]
+const cases = [...imageCases, ...filmCases]
 
 /**
  * Declares the tests of the quick rows, or of all.
