@@ -169,7 +169,7 @@ function ordinary(first: FirstPicture | undefined): string[] {
 
 /** Of what x264 takes, the nearest; a row or column is added where 4:2:0 needs it even. */
 const kept = [
-  `format=${words('yuv420p yuv422p yuv444p yuv420p10le yuv422p10le yuv444p10le').join('|')}`,
+  `format=${words('yuv420p yuvj420p yuv422p yuvj422p yuv444p yuvj444p yuv420p10le yuv422p10le yuv444p10le').join('|')}`,
   "pad=w='ceil(iw/2)*2':h='ceil(ih/2)*2'",
 ]
 

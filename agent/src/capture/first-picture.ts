@@ -10,10 +10,13 @@ export type FirstPicture = {
   rgb: boolean
 }
 
-/** ffmpeg decodes one picture, makes it tiny, and writes what it knows of it into a Matroska head. */
+/**
+ * ffmpeg decodes one picture, makes it tiny, and writes what it knows of it into a Matroska head. Ut
+ * Video has a name of its own for each family of colours, and takes the nearest to what comes.
+ */
 export const firstPictureArgs = [
   ...['-map', '0:V:0', '-an', '-sn', '-dn', '-frames:v', '1', '-vf', 'scale=2:2'],
-  ...['-c:v', 'rawvideo', '-f', 'matroska', 'pipe:1'],
+  ...['-c:v', 'utvideo', '-f', 'matroska', 'pipe:1'],
 ]
 
 /** At most this much is a head and one tiny picture. */
@@ -26,10 +29,10 @@ export async function readFirstPicture(
   const head = await collectOutput(output)
   const colour = readMatroskaColour(head)
   if (colour === undefined) return undefined
-  const { transfer, matrix, form } = colour
+  const { transfer, form } = colour
   return {
     transfer,
     highDynamicRange: transfer === 16 || transfer === 18,
-    rgb: matrix === 0 || /RGB|BGR/.test(form),
+    rgb: form === 'ULRG' || form === 'ULRA',
   }
 }

@@ -38,8 +38,7 @@ const ids = {
   height: 0xba,
   colour: 0x55b0,
   transfer: 0x55ba,
-  matrix: 0x55b1,
-  form: 0x2eb524,
+  codecPrivate: 0x63a2,
   audio: 0xe1,
   rate: 0xb5,
   channels: 0x9f,
@@ -279,10 +278,11 @@ function float(bytes: Buffer, element: Element): number {
   throw corruptMedium('film')
 }
 
-/** What a Matroska head of our own making says of its picture; undefined when it is not one. */
-export function readMatroskaColour(
-  head: Buffer,
-): { transfer: number; matrix: number; form: string } | undefined {
+/**
+ * What a Matroska head of our own making says of its picture; undefined when it is not one. `form` is
+ * the codec's name of four letters.
+ */
+export function readMatroskaColour(head: Buffer): { transfer: number; form: string } | undefined {
   try {
     const file = parseElement(head, { headAt: 0, at: 0, end: head.length })
     const segment = parseElement(head, { headAt: file.end, at: file.end, end: head.length })
@@ -300,17 +300,14 @@ export function readMatroskaColour(
 function readOwnTrack(head: Buffer, tracks: Element) {
   const inside = (parent: Element | undefined, id: number) =>
     parent && elementsIn(head, parent).find((element) => element.id === id)
-  const video = inside(inside(tracks, ids.trackEntry), ids.video)
+  const entry = inside(tracks, ids.trackEntry)
+  const video = inside(entry, ids.video)
   if (video === undefined) return undefined
-  const colour = inside(video, ids.colour)
-  const number = (id: number) => {
-    const element = inside(colour, id)
-    return element === undefined ? 2 : unsigned(head, element)
-  }
-  const form = inside(video, ids.form)
+  const transfer = inside(inside(video, ids.colour), ids.transfer)
+  // A BITMAPINFOHEADER: its compression is the fifth of its fields.
+  const format = inside(entry, ids.codecPrivate)
   return {
-    transfer: number(ids.transfer),
-    matrix: number(ids.matrix),
-    form: form === undefined ? '' : head.toString('latin1', form.start, form.end),
+    transfer: transfer === undefined ? 2 : unsigned(head, transfer),
+    form: format === undefined ? '' : head.toString('latin1', format.start + 16, format.start + 20),
   }
 }

@@ -235,7 +235,11 @@ async function extractSound(encoding: FilmEncoding): Promise<NormalisedMedium> {
   })
   const sound = keepSound(recipe, encoding)
   const { exit, value } = await runFilm(encoding, {
-    output: recipe.args,
+    output: [
+      ...recipe.args,
+      // Time begins with the first of the streams that are read: the picture has to be among them.
+      ...(facts.picture === undefined ? [] : words('-map 0:V:0 -c copy -f null -')),
+    ],
     outputBytesMax: soundBytesMax({ sampleRateHz: limits.audioSampleRateHzMax, channels: 8 }),
     keep: sound.keep,
   })
