@@ -63,6 +63,7 @@ function readHeader(bytes: Buffer): Header {
     throw new UnsupportedPicture('compression')
   }
   if (![1, 2, 4, 8, 16, 24, 32].includes(bits)) throw new UnsupportedPicture('compression')
+  if (isMasked(compression) && bits !== 16 && bits !== 32) throw new DamagedPicture(30)
   const masksFollow = headerBytes === 40 && isMasked(compression)
   const masks = isMasked(compression)
     ? readMasks(bytes, { headerBytes, compression })

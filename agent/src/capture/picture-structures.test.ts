@@ -102,6 +102,13 @@ describe('parsers of pictures', () => {
     })
   }
 
+  it('refuse what once was read beyond its end', () => {
+    const masked = Buffer.concat([bmp, Buffer.alloc(20)])
+    masked.writeUInt32LE(3, 30)
+    assert.throws(() => readBmp(masked, all), { code: 'media.corrupt' })
+    assert.throws(() => readJpeg(Buffer.from([0xff]), all), { code: 'media.corrupt' })
+  })
+
   it('frames of a decoder: an answer, an end, or a refusal', async () => {
     const answer = fc.uint8Array({ maxLength: 100 })
     await fc.assert(
