@@ -6,6 +6,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 
+import { claimKey } from '@sluice/control-plane/storage/claim'
+
 import { makeJobStops, stoppedStates } from '../tools/job-stops.ts'
 import type { JobStops } from '../tools/job-stops.ts'
 import { detailOf, namesBelow, proveDeleted, resultOf, spoolOf } from '../tools/journey.ts'
@@ -52,6 +54,6 @@ describe('the control plane killed -9', { timeout: 240_000 }, () => {
     assert.deepEqual(await namesBelow(spoolOf(at.capture)), [])
     const { dataDirectory } = at.fleet.controlPlane
     const objects = await namesBelow(join(dataDirectory, 'objects'))
-    assert.deepEqual(objects.toSorted(), ['objects', 'uploads'])
+    assert.deepEqual(objects.toSorted(), ['objects', claimKey, 'uploads'])
   })
 })

@@ -82,7 +82,7 @@ describe('every death on the directory store', { timeout: 1_800_000 }, () => {
   it('leaves nothing in the store', async () => {
     const { dataDirectory } = at.fleet.controlPlane
     const names = await namesBelow(join(dataDirectory, 'objects'))
-    assert.deepEqual(names.toSorted(), ['objects', 'uploads'])
+    assert.deepEqual(names.toSorted(), ['objects', claimKey, 'uploads'])
   })
 })
 

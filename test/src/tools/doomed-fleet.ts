@@ -8,6 +8,7 @@ import { DatabaseSync } from 'node:sqlite'
 import { pathToFileURL } from 'node:url'
 
 import { publicName } from '@sluice/control-plane/deletion/evidence'
+import { claimKey } from '@sluice/control-plane/storage/claim'
 import type { JobId } from '@sluice/protocol/ids'
 import { verifyPurgeCertificate } from '@sluice/protocol/sealing/verify-purge'
 
@@ -247,7 +248,7 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
       assert.deepEqual(await namesBelow(spoolOf(capture)), [])
       assert.deepEqual(await namesBelow(join(node.stateDirectory, 'run')), [])
       const objects = await namesBelow(join(dataDirectory, 'objects'))
-      assert.deepEqual(objects.toSorted(), ['objects', 'uploads'])
+      assert.deepEqual(objects.toSorted(), ['objects', claimKey, 'uploads'])
       return died
     },
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
