@@ -7,7 +7,7 @@ import { type Socket, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, describe, it } from 'node:test'
-import { isSluiceError } from '@sluice/protocol/errors'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import {
   type Clamd,
   eicarFile,
@@ -180,12 +180,14 @@ describe('a real clamd', () => {
 
   it('that hangs is not waited for for ever', { skip: needClamd }, async () => {
     await using other = await startClamd()
+    let wallMs = 20_000
     const engine = clamdEngine({
-      ...{ configFile: other.configFile, signatureAgeHoursMax: 72, wallMs: () => 200 },
+      ...{ configFile: other.configFile, signatureAgeHoursMax: 72, wallMs: () => wallMs },
     })
     await engine.check()
     assert.deepEqual(await engine.scan(target(Buffer.from('x'))), { clean: true })
     other.halt()
+    wallMs = 200
     await assert.rejects(engine.scan(target(Buffer.from('x'))), { code: 'scan.failed' })
   })
 
@@ -414,7 +416,7 @@ describe('several scanners', () => {
     assert.equal(await none.scan(target(eicarFile())), undefined)
   })
 
-  it('need not find again what is in quarantine, even where scanning is off', async () => {
+  it('may think better of what is in quarantine, which counts where none of them speaks', async () => {
     const content = Buffer.from('what was bad yesterday')
     const sha256 = createHash('sha256').update(content).digest('hex')
     const infected: Infection[] = []
@@ -428,5 +430,14 @@ describe('several scanners', () => {
       ['quarantine'],
     )
     assert.equal(await lazy.scan(target(Buffer.from('other'))), undefined)
+    const down = engine('clamd', async () => {
+      throw new SluiceError('scan.unavailable', 'down', { retry: 'later' })
+    })
+    const options = { isolation, quarantined: [sha256] }
+    const warns = { settings: { ...settings, policy: 'warn' as const }, ...options }
+    const missing = createScanner({ ...warns, engines: [down] })
+    await assert.rejects(missing.scan(target(content)), { code: 'media.infected' })
+    assert.equal(await missing.scan(target(Buffer.from('other'))), 'unscanned')
+    assert.equal(await createScanner({ ...warns, engines: [clean] }).scan(target(content)), 'clean')
   })
 })

@@ -98,6 +98,14 @@ export function createScanner(options: ScannerOptions): Scanner {
     })
   }
 
+  /** Where no scanner speaks, what one said before still counts; newer signatures may think better of it. */
+  async function refuseKnown(source: ScanTarget): Promise<void> {
+    if (quarantined.size === 0) return
+    const sha256 = await digestOf(source)
+    if (quarantined.has(sha256))
+      await refuse(source, 'quarantine', 'the same content as before', sha256)
+  }
+
   return {
     tools,
     check() {
@@ -105,16 +113,15 @@ export function createScanner(options: ScannerOptions): Scanner {
       return ready()
     },
     async scan(source) {
-      if (quarantined.size > 0) {
-        const sha256 = await digestOf(source)
-        if (quarantined.has(sha256))
-          await refuse(source, 'quarantine', 'the same content as before', sha256)
+      if (policy === 'off' || engines.length === 0) {
+        await refuseKnown(source)
+        return undefined
       }
-      if (policy === 'off' || engines.length === 0) return undefined
       try {
         return await verdict(source)
       } catch (error) {
         if (policy !== 'warn' || !isMissed(error)) throw error
+        await refuseKnown(source)
         options.missed?.(error)
         return 'unscanned'
       }

@@ -124,6 +124,7 @@ async function sanitise(
     await using pictures = openPicturePool(gate)
     const run: Run = { plan, gate: { ...gate, pictures }, force: options.force === true, check }
     const results: (Accepted | Refused)[] = []
+    line.set(`0 of ${plan.files.length}`)
     const tell = (result: Accepted | Refused): void => {
       results.push(result)
       line.clear()
