@@ -7,6 +7,7 @@ import { type Socket, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, before, describe, it } from 'node:test'
+import * as fc from 'fast-check'
 import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import {
   type Clamd,
@@ -247,6 +248,20 @@ describe('a clamd that lies', () => {
       assert.throws(() => verdictOf(answer, 1), { code: expected })
     })
 
+  it('is clean by one sentence only, whatever else it says', () => {
+    const near = fc.stringMatching(/^.{0,4}stream: (?:OK|\(null\)|[A-Z]{1,8}).{0,8}$/)
+    fc.assert(
+      fc.property(fc.oneof(fc.string(), near), (answer) => {
+        fc.pre(answer !== 'stream: OK')
+        try {
+          assert.notDeepEqual(verdictOf(answer, 1), { clean: true })
+        } catch (error) {
+          assert.ok(isSluiceError(error))
+        }
+      }),
+    )
+  })
+
   /** Answers each connection as told. */
   async function play(act: (socket: Socket) => void) {
     const socket = path.join(folder, `${process.hrtime.bigint()}.sock`)
@@ -325,6 +340,20 @@ describe('settings of clamd', () => {
     assert.equal(limits('StreamMaxLength 0;MaxFileSize 0;MaxScanSize 0'), 2 ** 31 - 1)
     assert.equal(limits('StreamMaxLength 1T;MaxFileSize 0;MaxScanSize 0'), 1)
     assert.equal(limits(''), 25 * 1024 ** 2)
+  })
+
+  it('never allow more than clamd can look at, whatever is in them', () => {
+    const line = fc.tuple(
+      fc.constantFrom('StreamMaxLength', 'MaxFileSize', 'MaxScanSize', 'AlertExceedsMax', '#'),
+      fc.oneof(fc.string(), fc.stringMatching(/^\d{1,18}[KMGT]?$/)),
+    )
+    fc.assert(
+      fc.property(fc.array(line), (lines) => {
+        const text = lines.map(([name, value]) => `${name} ${value}`).join('\n')
+        const { bytesMax } = parse(`LocalSocket /a\n${text}`)
+        assert.ok(bytesMax >= 0 && bytesMax <= 2 ** 31 - 1)
+      }),
+    )
   })
 
   it('without a socket of this host are refused', () => {
