@@ -936,6 +936,18 @@ describe('the gate of a submission', () => {
     },
   )
 
+  it('is cut in half for as long as nobody knows what is wrong with a batch', async () => {
+    await writeFile(at('b.png'), await readFile(photo))
+    plane.refuse.set('job.announce', new SluiceError('object.too_large', 'too much at once'))
+    agent = await startAgent()
+    await watched([photo, at('b.png')])
+    await until(() => inState('refused').length === 2)
+    assert.deepEqual(
+      inState('refused').map(({ sources }) => sources.length),
+      [1, 1],
+    )
+  })
+
   it('waits for its scanner without using up receive keys', { skip: needYara }, async () => {
     const gate = await scanning()
     await rm(at('rules.yar'))

@@ -145,6 +145,8 @@ const patientWith: ReadonlySet<string> = new Set([
   'scan.stale',
   'scan.unsafe',
 ])
+/** Caused by one source of several, or by their sum, without a word about which. */
+const ofSomeSource: ReadonlySet<string> = new Set(['internal', 'object.too_large'])
 /** What a sealing told of its sources before it failed. */
 type Found = { blamed?: number; infections: Infection[] }
 /** Jobs uploaded, and results opened, at the same time. */
@@ -441,7 +443,7 @@ export function createCapture(options: CaptureOptions): Capture {
     // No room and no scanner are no fault of the source, and no reason to ever give up.
     const patient = patientWith.has(problem.code)
     const again = problem.retry === 'later' && (patient || current.attempts < sealAttemptsMax)
-    const aside = again ? undefined : setAside(draft, current, blamed)
+    const aside = again ? undefined : setAside(draft, current, { blamed, problem })
     current.state = again || aside ? 'waiting' : 'refused'
     if (current.state === 'refused') forgetContents(draft, which)
     if (aside) aside.problem = problemOf(problem)
@@ -453,20 +455,26 @@ export function createCapture(options: CaptureOptions): Capture {
 
   /**
    * A watched folder's batch was put together by nobody: one bad source is refused by itself, and
-   * the others go on without it. Who names files together gets them together, or not at all.
+   * the others go on without it; where none can be blamed, half of them go on as a batch of their
+   * own. Who names files together gets them together, or not at all.
    */
   function setAside(
     draft: JournalData,
     batch: Submission,
-    blamed: number | undefined,
+    why: { blamed: number | undefined; problem: SluiceError },
   ): Submission | undefined {
-    if (batch.origin !== 'watch' || batch.sources.length < 2 || blamed === undefined)
-      return undefined
-    const [source] = batch.sources.splice(blamed, 1)
-    if (!source) return undefined
+    const { length } = batch.sources
+    if (batch.origin !== 'watch' || length < 2) return undefined
+    const { blamed } = why
+    if (blamed === undefined && !ofSomeSource.has(why.problem.code)) return undefined
+    const sources =
+      blamed === undefined
+        ? batch.sources.splice(Math.ceil(length / 2))
+        : batch.sources.splice(blamed, 1)
     const aside: Submission = {
       ...structuredClone(batch),
-      ...{ submissionId: newId(submissionId, now()), sources: [source], state: 'refused' },
+      ...{ submissionId: newId(submissionId, now()), sources, attempts: 0 },
+      state: blamed === undefined ? 'waiting' : 'refused',
     }
     delete aside.jobId
     delete batch.problem
