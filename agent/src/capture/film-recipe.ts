@@ -175,24 +175,22 @@ const kept = [
 
 function encoderArgs({ profile, encoder, threads }: Ask): string[] {
   const { rateFactor, preset } = profile
-  const factor = String(rateFactor)
-  switch (encoder) {
-    case 'x264':
-      // Without B-frames the first picture is shown at zero, so picture and sound stay together.
-      return [
-        ...words('-c:v libx264 -bf 0 -preset'),
-        preset,
-        ...(rateFactor === 0 ? ['-qp', '0'] : ['-crf', factor]),
-        '-threads',
-        String(threads),
-      ]
-    case 'nvenc':
-      return [...words('-c:v h264_nvenc -bf 0 -preset p4 -rc vbr -cq'), factor]
-    case 'qsv':
-      return [...words('-c:v h264_qsv -bf 0 -global_quality'), factor]
-    case 'vaapi':
-      return [...words('-c:v h264_vaapi -bf 0 -qp'), factor]
-  }
+  if (encoder !== 'x264') return [...hardwareArgs[encoder], String(rateFactor)]
+  return [
+    // Without B-frames the first picture is shown at zero, so picture and sound stay together.
+    ...words('-c:v libx264 -bf 0 -preset'),
+    preset,
+    ...(rateFactor === 0 ? ['-qp', '0'] : ['-crf', String(rateFactor)]),
+    '-threads',
+    String(threads),
+  ]
+}
+
+/** A constant quality follows. */
+const hardwareArgs = {
+  nvenc: words('-c:v h264_nvenc -bf 0 -preset p4 -rc vbr -cq'),
+  qsv: words('-c:v h264_qsv -bf 0 -global_quality'),
+  vaapi: words('-c:v h264_vaapi -bf 0 -qp'),
 }
 
 /** Layouts that AAC names by a number; for others its encoder would write a table with a comment. */

@@ -98,16 +98,10 @@ const demuxers: Partial<Record<SourceFormat, string>> = {
 }
 
 async function readContainer(source: Source, options: ReadOptions): Promise<AvFacts> {
-  switch (demuxers[source.format]) {
-    case 'matroska':
-      return readMatroska(source, options)
-    case 'avi':
-      return readAvi(source, options)
-    case 'mpegts':
-      return readTransport(source)
-    default:
-      return readMovie(source, options)
-  }
+  const demuxer = demuxers[source.format]
+  if (demuxer === 'matroska') return readMatroska(source, options)
+  if (demuxer === 'avi') return readAvi(source, options)
+  return demuxer === 'mpegts' ? readTransport(source) : readMovie(source, options)
 }
 
 async function normaliseContainer(source: Source, options: AvOptions): Promise<NormalisedMedium[]> {
@@ -438,18 +432,15 @@ async function completeSound(
   },
 ): Promise<{ content: HeldBytes; samples: number; sampleRateHz: number; channels: number }> {
   const { held, flac, wavpack } = written
-  switch (recipe.codec) {
-    case 'flac': {
-      const checked = await checkFlac(withHead(flac.head(0), held).read())
-      return { ...checked, content: withHead(flac.head(checked.samples), held) }
-    }
-    case 'wavpack': {
-      const checked = await checkWavpack(withHead(wavpack.head(0), held).read())
-      return { ...checked, content: withHead(wavpack.head(checked.samples), held) }
-    }
-    case 'aac':
-      return { ...(await checkFilm(held.read())), samples: 0, content: held }
+  if (recipe.codec === 'aac') {
+    return { ...(await checkFilm(held.read())), samples: 0, content: held }
   }
+  if (recipe.codec === 'wavpack') {
+    const checked = await checkWavpack(withHead(wavpack.head(0), held).read())
+    return { ...checked, content: withHead(wavpack.head(checked.samples), held) }
+  }
+  const checked = await checkFlac(withHead(flac.head(0), held).read())
+  return { ...checked, content: withHead(flac.head(checked.samples), held) }
 }
 
 /** On a host without ffmpeg, samples travel as they are: in a WAV that holds nothing else. */

@@ -10,6 +10,7 @@ import type { Source } from './inspect.ts'
 import { readTagged, tailStart } from './mp3-structure.ts'
 import { readOgg } from './ogg-structure.ts'
 import { id3End } from './sniff.ts'
+import type { SourceFormat } from './sniff.ts'
 import { codedWavHead, readWav } from './wav-structure.ts'
 import type { CodedWavFacts, PcmFacts } from './wav-structure.ts'
 
@@ -34,35 +35,39 @@ export type SoundInput = {
  * @throws SluiceError `media.corrupt` with the byte, `media.unsupported`, `media.too_large`.
  */
 export async function readSoundInput(source: Source, options: ReadOptions): Promise<SoundInput> {
-  switch (source.format) {
-    case 'wav': {
-      const wav = await readWav(source, options)
-      return wav.encoding === 'coded' ? codedInput(source, wav) : pcmInput(source, wav)
-    }
-    case 'aiff':
-      return pcmInput(source, await readAiff(source, options))
-    case 'flac':
-      return flacInput(source)
-    case 'mp3':
-    case 'aac':
-      return framesInput(source, source.format, options)
-    case 'amr':
-      return amrInput(source, options)
-    case 'ogg': {
-      const ogg = await readOgg(source, options)
-      return {
-        args: demuxer('ogg', 'vorbis,libvorbis,opus,libopus,flac,speex,libspeex'),
-        bytes: () => source.stream(0, ogg.end),
-        facts: { ...ogg, samples: ogg.samples },
-        depth: 16,
-        check: 'none',
-        filters: [],
-        partial: ogg.partial,
-        removed: ogg.removed,
-      }
-    }
-    default:
-      assert.fail('not a sound of its own')
+  const read = readers[source.format]
+  assert.ok(read, 'not a sound of its own')
+  return read(source, options)
+}
+
+type ReadInput = (source: Source, options: ReadOptions) => Promise<SoundInput>
+
+const readers: Partial<Record<SourceFormat, ReadInput>> = {
+  wav: wavInput,
+  aiff: async (source, options) => pcmInput(source, await readAiff(source, options)),
+  flac: flacInput,
+  mp3: (source, options) => framesInput(source, 'mp3', options),
+  aac: (source, options) => framesInput(source, 'aac', options),
+  amr: amrInput,
+  ogg: oggInput,
+}
+
+async function wavInput(source: Source, options: ReadOptions): Promise<SoundInput> {
+  const wav = await readWav(source, options)
+  return wav.encoding === 'coded' ? codedInput(source, wav) : pcmInput(source, wav)
+}
+
+async function oggInput(source: Source, options: ReadOptions): Promise<SoundInput> {
+  const ogg = await readOgg(source, options)
+  return {
+    args: demuxer('ogg', 'vorbis,libvorbis,opus,libopus,flac,speex,libspeex'),
+    bytes: () => source.stream(0, ogg.end),
+    facts: ogg,
+    depth: 16,
+    check: 'none',
+    filters: [],
+    partial: ogg.partial,
+    removed: ogg.removed,
   }
 }
 
@@ -178,7 +183,7 @@ async function amrInput(source: Source, options: ReadOptions): Promise<SoundInpu
   return {
     args: demuxer('amr', 'amrnb,amrwb,libopencore_amrnb,libopencore_amrwb'),
     bytes: () => source.stream(0, found.end),
-    facts: { ...found, samples: found.samples },
+    facts: found,
     depth: 16,
     check: 'padded',
     filters: [],

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { isSluiceError } from '@sluice/protocol/errors'
-import fc from 'fast-check'
+import * as fc from 'fast-check'
 import { readAiff } from './aiff-structure.ts'
 import { readAvi } from './avi-structure.ts'
 import { checkFilm } from './check-film.ts'

@@ -727,7 +727,7 @@ const hostile: GateCase[] = [
       ...tone,
       '-map',
       '0',
-      ...Array<string[]>(9).fill(['-map', '1']).flat(),
+      ...Array.from({ length: 9 }, () => ['-map', '1']).flat(),
       ...h264,
       'a.mp4',
     ),

@@ -14,8 +14,9 @@ import { detectIsolation } from '@sluice/agent/sandbox'
 import { proveCase } from './cases.ts'
 import { filmCases } from './film-cases.ts'
 import { imageCases } from './image-cases.ts'
+import { soundCases } from './sound-cases.ts'
 
-const cases = [...imageCases, ...filmCases]
+const cases = [...imageCases, ...filmCases, ...soundCases]
 
 /**
  * Declares the tests of the quick rows, or of all.

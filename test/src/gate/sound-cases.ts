@@ -1,0 +1,567 @@
+/** Sounds of the gate's corpus. */
+
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+
+import type { GateCase, Outcome } from './cases.ts'
+import {
+  box,
+  bytesNamed,
+  changed,
+  chunk,
+  decoded,
+  film,
+  intoIndex,
+  noise,
+  tags,
+  tone,
+} from './make-films.ts'
+
+const needs = ['ffmpeg'] as const
+const flac = ['flac'] as const
+
+/** Every sample as it was, in a given form. */
+function exact(form: string, ...take: string[]): NonNullable<GateCase['equal']> {
+  return (outcomes: readonly Outcome[], source: Buffer) => {
+    const folder = mkdtempSync(join(tmpdir(), 'gate-sound-'))
+    try {
+      const [sound] = outcomes
+      assert.ok(sound)
+      const raw = ['-map', '0:a', '-f', form, '-c:a', `pcm_${form}`]
+      const before = decoded(source, folder, ...take, ...raw)
+      assert.ok(before.length > 0 && decoded(sound.bytes, folder, ...raw).equals(before))
+      for (const word of ['Lav', 'ffmpeg', 'reference'])
+        assert.ok(!sound.bytes.includes(word), word)
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  }
+}
+
+/** About as long as it was, where a coder adds or loses some frames. */
+const lasting =
+  (durationMs: number, slackMs = 60) =>
+  (outcomes: readonly Outcome[]) => {
+    const found = outcomes[0]?.durationMs ?? 0
+    assert.ok(Math.abs(found - durationMs) <= slackMs, String(found))
+  }
+
+function pcm(name: string, codec: string, form: string, ...more: string[]): GateCase {
+  return {
+    name: `${name} of ${codec}`,
+    needs,
+    make: film(...noise, '-c:a', codec, ...more, name),
+    leaves: flac,
+    equal: exact(form),
+  }
+}
+
+const plain: GateCase[] = [
+  { ...pcm('a.wav', 'pcm_s16le', 's16le'), quick: true },
+  pcm('b.wav', 'pcm_u8', 'u8'),
+  pcm('c.wav', 'pcm_s24le', 's24le'),
+  pcm('d.wav', 'pcm_mulaw', 's16le'),
+  pcm('e.wav', 'pcm_alaw', 's16le'),
+  pcm('f.wav', 'pcm_s16le', 's16le', '-rf64', 'always'),
+  pcm('g.wav', 'adpcm_ms', 's16le'),
+  pcm('h.wav', 'adpcm_ima_wav', 's16le'),
+  pcm('i.wav', 'pcm_s16le', 's16le', '-ar', '96000', '-ac', '6'),
+  pcm('a.aiff', 'pcm_s16be', 's16le'),
+  pcm('b.aiff', 'pcm_s24be', 's24le'),
+  pcm('c.aiff', 'pcm_s8', 's16le'),
+  pcm('d.aifc', 'pcm_s16le', 's16le', '-f', 'aiff'),
+  pcm('a.flac', 'flac', 's16le', '-sample_fmt', 's16'),
+  pcm('b.flac', 'flac', 's24le', '-sample_fmt', 's32'),
+  pcm('a.m4a', 'alac', 's16le'),
+  pcm('a.oga', 'flac', 's16le', '-f', 'ogg', '-sample_fmt', 's16'),
+  {
+    name: 'a WAV that went through a pipe and does not know how long it is',
+    needs,
+    make: changed(film(...noise, 'a.wav'), (bytes) => {
+      bytes.writeUInt32LE(0xffffffff, 4)
+      bytes.writeUInt32LE(0xffffffff, bytes.indexOf('data') + 4)
+      return bytes
+    }),
+    leaves: flac,
+    equal: exact('s16le'),
+  },
+  {
+    name: 'a WAV of a telephone system',
+    needs,
+    make: film(...tone, '-ar', '8000', '-ac', '1', '-c:a', 'libgsm_ms', 'a.wav'),
+    leaves: flac,
+    equal: lasting(2000),
+  },
+  {
+    name: 'an MP3 within a WAV',
+    needs,
+    make: film(...tone, '-c:a', 'libmp3lame', 'a.wav'),
+    leaves: flac,
+    equal: lasting(2000, 100),
+  },
+  {
+    name: 'a WAV of floats, faithfully',
+    needs,
+    profile: 'faithful',
+    make: film(...noise, '-af', 'volume=3', '-c:a', 'pcm_f32le', ...tags, 'a.wav'),
+    leaves: ['wv'],
+    gone: ['canary-title'],
+    equal: exact('f32le'),
+  },
+  {
+    name: 'a WAV of 32 bits, faithfully',
+    needs,
+    profile: 'faithful',
+    make: film(...noise, '-c:a', 'pcm_s32le', 'a.wav'),
+    leaves: ['wv'],
+    equal: exact('s32le'),
+  },
+  {
+    name: 'a WAV of floats for analysis',
+    needs,
+    make: film(...noise, '-c:a', 'pcm_f32le', 'a.wav'),
+    leaves: flac,
+    equal: exact('s24le'),
+  },
+  {
+    name: 'a WAV for thin links',
+    needs,
+    profile: 'compact',
+    make: film(...noise, '-c:a', 'pcm_s16le', ...tags, 'a.wav'),
+    leaves: ['m4a'],
+    gone: ['canary-title'],
+    equal: ([sound], source) => {
+      assert.equal(sound?.codec, 'aac')
+      assert.ok((sound?.bytes.length ?? 0) < source.length / 4)
+    },
+  },
+]
+
+const coded: GateCase[] = [
+  {
+    name: 'an MP3 whose encoder tells its padding',
+    quick: true,
+    needs,
+    make: film(...noise, '-c:a', 'libmp3lame', ...tags, 'a.mp3'),
+    leaves: flac,
+    gone: ['canary-title', 'LAME', 'Info'],
+    removed: ['id3'],
+    equal: exact('s16le'),
+  },
+  {
+    name: 'an MP3 of nothing but frames',
+    needs,
+    make: film(...noise, '-c:a', 'libmp3lame', '-write_xing', '0', '-id3v2_version', '0', 'a.mp3'),
+    leaves: flac,
+    equal: lasting(1000, 100),
+  },
+  {
+    name: 'an MP3 of a low sampling frequency',
+    needs,
+    make: film(...tone, '-ar', '11025', '-ac', '1', '-c:a', 'libmp3lame', 'a.mp3'),
+    leaves: flac,
+    equal: lasting(2000, 160),
+  },
+  {
+    name: 'an AAC of nothing but frames',
+    needs,
+    make: film(...noise, '-c:a', 'aac', 'a.aac'),
+    leaves: flac,
+    gone: ['Lavc'],
+    equal: exact('s16le'),
+  },
+  {
+    name: 'an AAC behind a tag',
+    needs,
+    make: changed(film(...noise, '-c:a', 'aac', 'a.aac'), (bytes) =>
+      Buffer.concat([Buffer.from('ID3\x04\0\0\0\0\0\x0ccanary-title', 'latin1'), bytes]),
+    ),
+    leaves: flac,
+    gone: ['canary-title'],
+    removed: ['id3'],
+  },
+  {
+    name: 'an M4A with title and cover',
+    needs,
+    make: (folder) => {
+      const cover = film(
+        '-f',
+        'lavfi',
+        '-i',
+        'color=red:s=64x64',
+        '-frames:v',
+        '1',
+        'c.png',
+      )(folder)
+      const maps = ['-map', '0', '-map', '1', '-c:v', 'copy', '-disposition:v', 'attached_pic']
+      return film(...noise, '-i', cover, ...maps, '-c:a', 'aac', ...tags, 'a.m4a')(folder)
+    },
+    leaves: flac,
+    gone: ['canary-title', 'IHDR'],
+    removed: ['cover', 'user-data'],
+    equal: lasting(1000),
+  },
+  {
+    name: 'an M4B with chapters',
+    needs,
+    make: (folder) => {
+      const notes = bytesNamed(
+        'a.txt',
+        () => ';FFMETADATA1\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=500\ntitle=canary-chapter\n',
+      )
+      const inputs = [...noise, '-i', notes(folder), '-map_metadata', '1', '-map', '0:a']
+      return film(...inputs, '-c:a', 'aac', '-f', 'ipod', 'a.m4b')(folder)
+    },
+    leaves: flac,
+    gone: ['canary-chapter'],
+    removed: ['chapters'],
+  },
+  {
+    name: 'an Ogg of Vorbis with comments',
+    needs,
+    make: film(...noise, '-c:a', 'libvorbis', ...tags, 'a.ogg'),
+    leaves: flac,
+    gone: ['canary-title', 'canary-comment'],
+    removed: ['gps', 'text'],
+    equal: exact('s16le'),
+  },
+  {
+    name: 'an Ogg of Opus with comments',
+    needs,
+    make: film(...noise, '-c:a', 'libopus', ...tags, 'a.opus'),
+    leaves: flac,
+    gone: ['canary-title'],
+    removed: ['gps', 'text'],
+    equal: lasting(1000),
+  },
+  {
+    name: 'an Ogg of Speex',
+    needs,
+    make: film(...tone, '-ar', '16000', '-ac', '1', '-c:a', 'libspeex', 'a.spx'),
+    leaves: flac,
+    equal: lasting(2000, 100),
+  },
+  {
+    name: 'two Oggs in a row',
+    needs,
+    make: changed(film(...noise, '-c:a', 'libvorbis', 'a.ogg'), (bytes) =>
+      Buffer.concat([bytes, bytes]),
+    ),
+    leaves: flac,
+    equal: lasting(2000, 100),
+  },
+  {
+    name: 'AMR of a telephone',
+    needs,
+    make: bytesNamed('a.amr', () => amr('#!AMR\n', 0x3c, 32, 100)),
+    leaves: flac,
+    equal: ([sound]) => {
+      assert.deepEqual([sound?.sampleRateHz, sound?.durationMs], [8000, 2000])
+    },
+  },
+  {
+    name: 'wide AMR of a telephone',
+    needs,
+    make: bytesNamed('a.awb', () => amr('#!AMR-WB\n', 0x44, 61, 100)),
+    leaves: flac,
+    equal: ([sound]) => {
+      assert.deepEqual([sound?.sampleRateHz, sound?.durationMs], [16_000, 2000])
+    },
+  },
+]
+
+/** Frames of one type that all say nothing. */
+function amr(magic: string, type: number, frameBytes: number, frames: number): Buffer {
+  const frame = Buffer.alloc(frameBytes)
+  frame.writeUInt8(type)
+  return Buffer.concat([Buffer.from(magic), ...Array.from({ length: frames }, () => frame)])
+}
+
+/** Puts a chunk before the samples of a WAV. */
+const withChunk = (name: string, content: string) => (bytes: Buffer) => {
+  const addition = chunk(name, content)
+  const copy = Buffer.concat([bytes.subarray(0, 36), addition, bytes.subarray(36)])
+  copy.writeUInt32LE(copy.length - 8, 4)
+  return copy
+}
+
+const bareWav = film(...noise, '-bitexact', 'a.wav')
+
+const stripped: GateCase[] = [
+  ...(
+    [
+      ['bext', 'broadcast'],
+      ['iXML', 'broadcast'],
+      ['_PMX', 'xmp'],
+      ['id3 ', 'id3'],
+      ['cue ', 'cuesheet'],
+      ['zzzz', 'other'],
+    ] as const
+  ).map(([name, kind]): GateCase => ({
+    name: `a WAV with a chunk ${name}`,
+    needs,
+    make: changed(bareWav, withChunk(name, 'canary-in-a-chunk')),
+    leaves: flac,
+    gone: ['canary-in-a-chunk'],
+    removed: [kind],
+    equal: exact('s16le'),
+  })),
+  {
+    name: 'a WAV with tags',
+    needs,
+    make: film(...noise, ...tags, 'a.wav'),
+    leaves: flac,
+    gone: ['canary-title', 'canary-comment'],
+    removed: ['text'],
+  },
+  {
+    name: 'a WAV with words in its padding and behind its end',
+    needs,
+    make: changed(bareWav, (bytes) =>
+      Buffer.concat([
+        withChunk('JUNK', 'canary-junk')(bytes),
+        Buffer.from('PK\x03\x04canary-tail'),
+      ]),
+    ),
+    leaves: flac,
+    gone: ['canary-junk', 'canary-tail'],
+    removed: ['trailer'],
+    equal: exact('s16le'),
+  },
+  {
+    name: 'a FLAC with comments and a cover',
+    needs,
+    make: (folder) => {
+      const cover = film(
+        '-f',
+        'lavfi',
+        '-i',
+        'color=red:s=64x64',
+        '-frames:v',
+        '1',
+        'c.png',
+      )(folder)
+      const maps = ['-map', '0', '-map', '1', '-disposition:v', 'attached_pic']
+      return film(...noise, '-i', cover, ...maps, '-c:a', 'flac', ...tags, 'a.flac')(folder)
+    },
+    leaves: flac,
+    gone: ['canary-title', 'IHDR'],
+    removed: ['cover', 'text'],
+  },
+  {
+    name: 'a FLAC between tags that are not its own',
+    needs,
+    make: changed(film(...noise, '-c:a', 'flac', '-sample_fmt', 's16', 'a.flac'), (bytes) =>
+      Buffer.concat([
+        Buffer.from('ID3\x04\0\0\0\0\0\x0ccanary-front', 'latin1'),
+        bytes,
+        Buffer.from(`TAGcanary-behind`.padEnd(128, '\0')),
+      ]),
+    ),
+    leaves: flac,
+    gone: ['canary-front', 'canary-behind'],
+    removed: ['id3'],
+    equal: lasting(1000, 1),
+  },
+  {
+    name: 'an MP3 with tags of every kind, and a cover',
+    needs,
+    make: (folder) => {
+      const cover = film(
+        '-f',
+        'lavfi',
+        '-i',
+        'color=red:s=64x64',
+        '-frames:v',
+        '1',
+        'c.png',
+      )(folder)
+      const maps = ['-map', '0', '-map', '1', '-c:v', 'copy', '-c:a', 'libmp3lame']
+      const make = film(...noise, '-i', cover, ...maps, ...tags, '-write_id3v1', '1', 'a.mp3')
+      return changed(make, (bytes) => {
+        const ape = Buffer.from(`canary-ape`.padEnd(32))
+        const footer = Buffer.alloc(32)
+        footer.write('APETAGEX')
+        footer.writeUInt32LE(2000, 8)
+        footer.writeUInt32LE(64, 12)
+        return Buffer.concat([bytes.subarray(0, -128), ape, footer, bytes.subarray(-128)])
+      })(folder)
+    },
+    leaves: flac,
+    gone: ['canary-title', 'canary-ape', 'IHDR'],
+    removed: ['id3'],
+    equal: lasting(1000),
+  },
+  {
+    name: 'an AIFF with names and a tag',
+    needs,
+    make: changed(film(...noise, '-c:a', 'pcm_s16be', ...tags, 'a.aiff'), (bytes) => {
+      const addition = chunk('ID3 ', 'canary-id3', true)
+      const copy = Buffer.concat([bytes, addition])
+      copy.writeUInt32BE(copy.length - 8, 4)
+      return copy
+    }),
+    leaves: flac,
+    gone: ['canary-title', 'canary-id3'],
+    removed: ['id3', 'text'],
+    equal: exact('s16le'),
+  },
+  {
+    name: 'an M4A with a box of somebody',
+    needs,
+    make: changed(film(...noise, '-c:a', 'aac', 'a.m4a'), (bytes) =>
+      intoIndex(bytes, box('uuid', '0123456789abcdef', 'canary-inside')),
+    ),
+    leaves: flac,
+    gone: ['canary-inside'],
+    removed: ['user-data'],
+  },
+]
+
+const cut = (part: number) => (bytes: Buffer) => bytes.subarray(0, Math.floor(bytes.length * part))
+const corrupt = (says: RegExp) => ({ code: 'media.corrupt' as const, says })
+
+/** Bytes in the middle, turned into something else. */
+const spoilt = (bytes: Buffer) => {
+  const at = Math.floor(bytes.length / 2)
+  return Buffer.from(bytes).fill(0x5a, at, at + 400)
+}
+
+const sources: Record<string, GateCase['make']> = {
+  'a.wav': film(...noise, 'a.wav'),
+  'a.aiff': film(...noise, 'a.aiff'),
+  'a.flac': film(...noise, 'a.flac'),
+  'a.mp3': film(...noise, '-c:a', 'libmp3lame', 'a.mp3'),
+  'b.mp3': film(...noise, '-c:a', 'libmp3lame', '-write_xing', '0', 'b.mp3'),
+  'a.aac': film(...noise, '-c:a', 'aac', 'a.aac'),
+  'a.m4a': film(...noise, '-c:a', 'aac', '-movflags', '+faststart', 'a.m4a'),
+  // A page of Ogg holds about a second.
+  'a.ogg': film(
+    ...noise,
+    ...noise.slice(0, 4),
+    '-filter_complex',
+    '[0][1]concat=v=0:a=1:n=2',
+    '-c:a',
+    'libvorbis',
+    'a.ogg',
+  ),
+  'a.amr': bytesNamed('a.amr', () => amr('#!AMR\n', 0x3c, 32, 100)),
+}
+
+const damaged: GateCase[] = Object.entries(sources).flatMap(([name, make]) => {
+  const made = make as (folder: string) => string
+  const rows: GateCase[] = [
+    {
+      name: `${name} that is cut short`,
+      needs,
+      make: changed(made, cut(0.6789)),
+      refused: corrupt(/ at byte \d+| after \d+\.\d s/),
+    },
+  ]
+  const left: GateCase = {
+    name: `what is left of ${name}`,
+    needs,
+    salvage: true,
+    make: changed(made, cut(0.6789)),
+    leaves: flac,
+    equal: ([sound]) => {
+      assert.equal(sound?.partial, true)
+      assert.ok((sound?.durationMs ?? 0) >= 400)
+    },
+  }
+  return [...rows, left]
+})
+
+const spoiltCases: GateCase[] = ['a.flac', 'a.aac', 'a.ogg', 'a.amr'].map((name) => ({
+  name: `${name} that is spoilt inside`,
+  needs,
+  make: changed(sources[name] as (folder: string) => string, spoilt),
+  refused: corrupt(/ at byte \d+| after \d+\.\d s/),
+}))
+
+const limited: GateCase[] = [
+  {
+    name: 'a sound of absurd sampling',
+    needs,
+    make: film(...tone, '-ar', '384000', 'a.wav'),
+    refused: { code: 'media.too_large', says: /Hz/ },
+  },
+  {
+    name: 'a sound of nine channels',
+    needs,
+    make: changed(film(...noise, 'a.wav'), (bytes) => {
+      bytes.writeUInt16LE(9, 22)
+      bytes.writeUInt16LE(18, 32)
+      const data = bytes.indexOf('data') + 4
+      const whole = Math.floor(bytes.readUInt32LE(data) / 18) * 18
+      bytes.writeUInt32LE(whole, data)
+      bytes.writeUInt32LE(data + 4 + whole - 8, 4)
+      return bytes.subarray(0, data + 4 + whole)
+    }),
+    refused: { code: 'media.too_large', says: /channels/ },
+  },
+  {
+    name: 'a day of silence in few bytes',
+    needs,
+    make: changed(film(...noise, 'a.flac'), (bytes) => {
+      // The total of STREAMINFO, 36 bits.
+      bytes.writeUInt32BE(0xf7314000, 22)
+      return bytes
+    }),
+    refused: { code: 'media.too_large', says: /long/ },
+  },
+  {
+    name: 'six hours of silence in few frames',
+    make: bytesNamed('a.amr', () => amr('#!AMR\n', 0x7c, 1, 6 * 3600 * 50)),
+    refused: { code: 'media.too_large', says: /long/ },
+  },
+  {
+    name: 'words called a sound',
+    make: bytesNamed('a.mp3', () => 'these are only words, many of them'),
+    refused: { code: 'media.unsupported', says: /text/ },
+  },
+  {
+    name: 'a tag without a sound',
+    make: bytesNamed('a.mp3', () => Buffer.from('ID3\x04\0\0\0\0\0\x05abcde', 'latin1')),
+    refused: { code: 'media.unsupported', says: /tag/ },
+  },
+  {
+    name: 'a tag before a picture',
+    make: bytesNamed('a.mp3', () =>
+      Buffer.from('ID3\x04\0\0\0\0\0\0\xff\xd8\xff\xe0picture', 'latin1'),
+    ),
+    refused: { code: 'media.unsupported', says: /tag/ },
+  },
+  {
+    name: 'a playlist called a sound',
+    make: bytesNamed('a.mp3', () => '[playlist]\nFile1=file:///etc/passwd\nNumberOfEntries=1\n'),
+    refused: { code: 'media.unsupported' },
+  },
+  {
+    name: 'an Ogg of something else',
+    needs,
+    make: changed(film(...noise, '-c:a', 'libvorbis', 'a.ogg'), (bytes) => {
+      // Another name of the codec, and the checksum that goes with it.
+      bytes.write('\x01vorbiz', bytes.indexOf('\x01vorbis'), 'latin1')
+      return bytes
+    }),
+    refused: { code: 'media.corrupt', says: /at byte 0/ },
+  },
+  {
+    name: 'a WAV of a rare codec',
+    needs,
+    make: film(...tone, '-c:a', 'wmav2', 'a.wav'),
+    refused: { code: 'media.unsupported' },
+  },
+]
+
+export const soundCases: readonly GateCase[] = [
+  ...plain,
+  ...coded,
+  ...stripped,
+  ...damaged,
+  ...spoiltCases,
+  ...limited,
+]
