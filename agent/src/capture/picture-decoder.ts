@@ -21,7 +21,8 @@ export type PictureDecoder = AsyncDisposable & {
    * Decodes one file.
    *
    * @param take Gets each picture as it is finished, and owns its bytes.
-   * @throws SluiceError `media.*`; the decoder is not fit afterwards. What `take` throws.
+   * @throws SluiceError `media.*`; what `take` throws. The decoder is fit afterwards only when the file
+   *   was refused by its structure: then no decoder of others has seen a byte of it.
    */
   decode(
     order: DecoderOrder,
@@ -30,16 +31,22 @@ export type PictureDecoder = AsyncDisposable & {
   ): Promise<DecodedFacts>
 }
 
+export type DecoderOptions = {
+  isolation: IsolationLevel
+  signal?: AbortSignal
+  /** A decoder that misbehaves. */
+  dangerousTestOnlyScript?: URL
+}
+
 /** A PNG of noise is a little larger than its samples; eight bytes a pixel and some room. */
 const pictureBytesMax = 8 * limits.imagePixelsMax + 64 * 1024 ** 2
 
 /** Starts the process; it waits for pictures until it is disposed of. */
-export function startPictureDecoder(options: {
-  isolation: IsolationLevel
-  signal?: AbortSignal
-}): PictureDecoder {
+export function startPictureDecoder(options: DecoderOptions): PictureDecoder {
   const { isolation, signal } = options
-  const script = ownScript(siblingScript(import.meta.url, 'image-decoder'))
+  const script = ownScript(
+    options.dangerousTestOnlyScript ?? siblingScript(import.meta.url, 'image-decoder'),
+  )
   const stop = new AbortController()
   const input = createFeed()
   const ready = Promise.withResolvers<FrameReader>()
@@ -88,16 +95,18 @@ export function startPictureDecoder(options: {
     },
     async decode(order, file, take) {
       const clock = createClock(() => stop.abort())
+      let refusedBy: Error = nonsense()
       pictures += 1
       try {
         const fed = input.put([frameHead(order, file.bytes)], file.stream)
-        const answer = await hear(await ready.promise, clock, take)
+        const { answer, begun } = await hear(await ready.promise, clock, take)
         // An answer before all was read is one that nobody can have worked for.
         if (answer !== undefined) await fed
         if (answer === undefined) throw await whyEnded(end, clock.isOver(), signal)
-        if (answer.type === 'failed') throw failureOf(answer)
+        if (answer.type === 'failed' && !begun) refusedBy = failureOf(answer)
+        else if (answer.type === 'failed') throw failureOf(answer)
         if (pictures >= limits.imagesPerDecoderMax) await end()
-        return { removed: answer.removed, tools: answer.tools }
+        if (answer.type === 'done') return { removed: answer.removed, tools: answer.tools }
       } catch (error) {
         // A decoder that saw something bad is never used again.
         stop.abort()
@@ -106,6 +115,7 @@ export function startPictureDecoder(options: {
       } finally {
         clock.stop()
       }
+      throw refusedBy
     },
     async [Symbol.asyncDispose]() {
       stop.abort()
@@ -116,20 +126,27 @@ export function startPictureDecoder(options: {
 
 const lifeMsMax = 24 * 60 * 60 * 1000
 
-/** @returns undefined when the process ended without one. */
+/** How a file ended, and whether it got as far as being decoded; no answer when the process ended. */
+type Heard = {
+  answer: Extract<DecoderFrame, { type: 'done' | 'failed' }> | undefined
+  begun: boolean
+}
+
 async function hear(
   reader: FrameReader,
   clock: Clock,
   take: (picture: DecodedPicture, bytes: Buffer) => Promise<void>,
-): Promise<Extract<DecoderFrame, { type: 'done' | 'failed' }> | undefined> {
+): Promise<Heard> {
+  let begun = false
   for (let taken = 0; ;) {
     const frame = await reader.next(pictureBytesMax)
-    if (frame === undefined) return undefined
+    if (frame === undefined) return { answer: undefined, begun }
     const parsed = decoderFrame.safeParse(frame.json)
     if (!parsed.success) throw nonsense()
     switch (parsed.data.type) {
       case 'begun':
         clock.extend(parsed.data.pixels)
+        begun = true
         break
       case 'picture':
         taken += 1
@@ -138,9 +155,9 @@ async function hear(
         break
       case 'done':
         if (taken === 0) throw nonsense()
-        return parsed.data
+        return { answer: parsed.data, begun }
       case 'failed':
-        return parsed.data
+        return { answer: parsed.data, begun }
     }
   }
 }

@@ -1,13 +1,14 @@
 /** Keeps a few picture decoders running, so that a thousand small pictures don't pay a thousand process starts. */
 import { availableParallelism } from 'node:os'
-import type { IsolationLevel } from '@sluice/protocol/manifest'
 import { startPictureDecoder } from './picture-decoder.ts'
-import type { PictureDecoder } from './picture-decoder.ts'
+import type { DecoderOptions, PictureDecoder } from './picture-decoder.ts'
 import { createTurns } from './turns.ts'
 
 export type PicturePool = AsyncDisposable & {
   /** How many pictures are worked on at once. */
   readonly width: number
+  /** Processes that were started so far. */
+  readonly started: number
   /** Lends a decoder for one file; one that saw something bad is thrown away. */
   use<T>(kind: DecoderKind, work: (decoder: PictureDecoder) => Promise<T>): Promise<T>
 }
@@ -19,11 +20,7 @@ export type DecoderKind = 'sharp' | 'heic'
  * A pool serves the media of one job, or one run of the command line: what takes over a decoder reaches
  * the pictures after it, and those are of the same owner. Nothing is started before it is needed.
  */
-export function openPicturePool(options: {
-  isolation: IsolationLevel
-  signal?: AbortSignal
-  width?: number
-}): PicturePool {
+export function openPicturePool(options: DecoderOptions & { width?: number }): PicturePool {
   const width = options.width ?? Math.min(4, availableParallelism())
   const turns = createTurns(width)
   const idle = new Map<DecoderKind, PictureDecoder[]>([
@@ -32,13 +29,18 @@ export function openPicturePool(options: {
   ])
   const running = new Set<PictureDecoder>()
   const closed = new AbortController()
+  let started = 0
   const start = () => {
+    started += 1
     const decoder = startPictureDecoder(options)
     running.add(decoder)
     return decoder
   }
   return {
     width,
+    get started() {
+      return started
+    },
     use: (kind, work) =>
       turns.take(async () => {
         const decoder = idle.get(kind)?.pop() ?? start()
