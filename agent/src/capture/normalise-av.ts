@@ -127,7 +127,7 @@ const filmDecoders = [
   ...words('mpeg1video mpeg2video h263 h263i msmpeg4 msmpeg4v2 msmpeg4v3 dvvideo rawvideo'),
   ...words('png qtrle dnxhd theora huffyuv ffvhuff ffv1 utvideo magicyuv cfhd'),
   ...words('aac aac_latm alac mp2 mp2float mp3 mp3float ac3 eac3 dca opus libopus flac vorbis'),
-  ...words('amrnb amrwb adpcm_ima_qt adpcm_ima_wav adpcm_ms qdm2'),
+  ...words('amrnb amrwb adpcm_ima_qt adpcm_ima_wav adpcm_ms qdm2 wmav1 wmav2'),
   ...words('pcm_s8 pcm_u8 pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le pcm_s32be'),
   ...words('pcm_f32le pcm_f32be pcm_f64le pcm_f64be pcm_mulaw pcm_alaw pcm_bluray'),
 ]

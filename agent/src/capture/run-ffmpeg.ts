@@ -24,8 +24,14 @@ export type AvOptions = HoldOptions & {
   signal?: AbortSignal
 }
 
-/** Before every input: the first error ends it, so that nothing damaged passes for whole. */
-const strictInput = ['-xerror', '-err_detect', 'explode']
+/**
+ * Before every input: the first error ends it, so that nothing damaged passes for whole. Sounds end at
+ * oddities too (`explode`); pictures have honest ones, such as references across a cut.
+ */
+const strictInput = {
+  film: ['-xerror', '-err_detect', 'crccheck+bitstream+buffer'],
+  sound: ['-xerror', '-err_detect', 'explode'],
+}
 /** What decodes is taken. */
 const lenientInput = ['-err_detect', 'ignore_err', '-fflags', '+discardcorrupt']
 
@@ -85,7 +91,7 @@ export async function startFfmpeg<T>(
       args: (at) => [
         ...words('-nostdin -hide_banner -loglevel error -nostats'),
         ...words('-progress pipe:3 -stats_period 10 -filter_threads 1'),
-        ...(lenient ? lenientInput : strictInput),
+        ...(lenient ? lenientInput : strictInput[run.what]),
         ...words('-max_alloc 1073741824'),
         ...run.input(at),
         // A little more than allowed, so that too much can be told from just enough.
