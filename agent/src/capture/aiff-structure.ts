@@ -47,7 +47,7 @@ export async function readAiff(source: Readable, options: ReadOptions = {}): Pro
   }
   const removed = new Set<string>()
   if (end + (end % 2) < source.bytes) removed.add('trailer')
-  let format: ReturnType<typeof readCommon> | undefined
+  let format: ReturnType<typeof readComm> | undefined
   let data: { offset: number; bytes: number } | undefined
   let count = 0
   for (let at = 12; at + 8 <= end;) {
@@ -63,7 +63,7 @@ export async function readAiff(source: Readable, options: ReadOptions = {}): Pro
       if (format !== undefined || bytes < 18 || bytes > 4096) {
         throw corruptMedium('sound', { byte: at })
       }
-      format = readCommon(await source.read(at + 8, bytes), compressed)
+      format = readComm(await source.read(at + 8, bytes), compressed)
     } else if (name === 'SSND') {
       if (data !== undefined || within < 8) throw corruptMedium('sound', { byte: at })
       const offset = (await source.read(at + 8, 4)).readUInt32BE(0)
@@ -92,7 +92,7 @@ export async function readAiff(source: Readable, options: ReadOptions = {}): Pro
   }
 }
 
-function readCommon(common: Buffer, compressed: boolean) {
+function readComm(common: Buffer, compressed: boolean) {
   const channels = common.readUInt16BE(0)
   const samples = common.readUInt32BE(2)
   const name = compressed && common.length >= 22 ? common.toString('latin1', 18, 22) : 'NONE'

@@ -255,7 +255,7 @@ function readMedia(media: Fields, id: number): Track {
   let track: Track | undefined
   for (const { type, fields } of media.boxes()) {
     if (type === 'mdhd') unitsPerSecond = readMediaHeader(fields)
-    else if (type === 'hdlr' && kind === undefined) kind = readHandler(fields)
+    else if (type === 'hdlr' && kind === undefined) kind = readHdlr(fields)
     else if (type === 'minf' && kind !== undefined && track === undefined) {
       track = readInformation(fields, { id, kind })
     } else throw notClean(type)
@@ -278,7 +278,7 @@ function readMediaHeader(fields: Fields): number {
   return unitsPerSecond
 }
 
-function readHandler(fields: Fields): string {
+function readHdlr(fields: Fields): string {
   fields.zeros(8)
   const kind = fields.text(4)
   if (kind !== 'vide' && kind !== 'soun') throw notClean(`a track of kind ${kind}`)
