@@ -28,16 +28,18 @@ export function filmEncoderInit(encoder: FilmEncoder): string[] {
 /**
  * Tries the encoder on one picture.
  *
- * @param wanted As configured.
+ * @param options.wanted As configured.
+ * @param options.exists Whether a device node is there.
  * @returns `x264` when the wanted one is not there or does not work: a film is encoded all the same.
  */
 export async function chooseFilmEncoder(options: {
   wanted: FilmEncoder
   ffmpeg: Ffmpeg
   isolation: IsolationLevel
+  exists?: (device: string) => boolean
 }): Promise<FilmEncoder> {
-  const { wanted, ffmpeg, isolation } = options
-  if (wanted === 'x264' || !devices[wanted].every((device) => existsSync(device))) return 'x264'
+  const { wanted, ffmpeg, isolation, exists = existsSync } = options
+  if (wanted === 'x264' || !devices[wanted].every((device) => exists(device))) return 'x264'
   const upload = wanted === 'vaapi' ? ['-vf', 'format=nv12,hwupload'] : []
   const { exit } = await runInSandbox(
     {

@@ -144,9 +144,9 @@ function toneMap(first: FirstPicture | undefined): string[] {
   // A picture that does not say its colours is taken for what films of that kind are.
   const transfer = first?.transfer === 18 ? 'arib-std-b67' : 'smpte2084'
   return [
-    `zscale=tin=${transfer}:pin=bt2020:min=bt2020nc:t=linear:npl=100`,
+    // One step to linear light in the colours of a screen: each more would hold another frame of floats.
+    `zscale=tin=${transfer}:pin=bt2020:min=bt2020nc:t=linear:npl=100:p=bt709`,
     'format=gbrpf32le',
-    'zscale=p=bt709',
     'tonemap=tonemap=hable:desat=0',
     'zscale=t=bt709:m=bt709:r=tv',
   ]

@@ -3,6 +3,7 @@ import path from 'node:path'
 import { limits } from '@sluice/protocol/limits'
 import { gateProfile } from '@sluice/protocol/manifest'
 import { z } from 'zod'
+import { filmEncoders } from './film-recipe.ts'
 
 const absolutePath = z
   .string()
@@ -79,6 +80,16 @@ export const gatePolicy = z.strictObject({
   salvage: z.boolean().default(false).meta({
     env: 'SLUICE_AGENT_GATE_SALVAGE',
     description: 'Whether what decodes of a damaged medium is taken, marked as partial.',
+  }),
+  speech: z.boolean().default(false).meta({
+    env: 'SLUICE_AGENT_GATE_SPEECH',
+    description:
+      'Sounds, those of films included, become 16 kHz of one channel, as speech models want them. The sound within a film stays.',
+  }),
+  filmEncoder: z.enum(filmEncoders).default('x264').meta({
+    env: 'SLUICE_AGENT_GATE_FILM_ENCODER',
+    description:
+      'Encoder of films: `nvenc`, `qsv` or `vaapi` of a graphics card, where it works; else `x264`, in software.',
   }),
   scan: scanSettings.prefault({}),
   carry: carryPolicy.prefault({}),

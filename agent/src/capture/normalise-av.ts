@@ -11,9 +11,9 @@ import { checkFilm } from './check-film.ts'
 import { checkFlac } from './check-flac.ts'
 import { checkWavpack } from './check-wavpack.ts'
 import { cleanFilm } from './clean-film.ts'
-import { filmEncoderDevices, filmEncoderInit } from './film-encoder.ts'
+import { chooseFilmEncoder, filmEncoderDevices, filmEncoderInit } from './film-encoder.ts'
 import { inStepWithPicture, planFilm, planSound, words } from './film-recipe.ts'
-import type { SoundRecipe } from './film-recipe.ts'
+import type { FilmEncoder, SoundRecipe } from './film-recipe.ts'
 import { ffmpegMissing } from './find-ffmpeg.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
 import { firstPictureArgs, firstPictureBytesMax, readFirstPicture } from './first-picture.ts'
@@ -111,7 +111,7 @@ async function normaliseContainer(source: Source, options: AvOptions): Promise<N
   const encoding = { ...options, ffmpeg, source, facts }
   await requireReadable(encoding)
   if (facts.picture === undefined) return [await extractSound(encoding)]
-  const film = await encodeFilm(encoding)
+  const film = await makeFilm(encoding)
   if (film.sampleRateHz === undefined) return [film]
   try {
     return [film, { ...(await extractSound(encoding)), soundOfFilm: true }]
@@ -132,20 +132,39 @@ const filmDecoders = [
   ...words('pcm_f32le pcm_f32be pcm_f64le pcm_f64be pcm_mulaw pcm_alaw pcm_bluray'),
 ]
 
-/** Pictures decoded at once cost memory: large ones get fewer threads. */
+/** Pictures worked on at once cost memory: the larger, the fewer. Twice 4K, one; 4K, two. */
+const threadPixelsMax = 2 * 4096 * 2304
+
 function threadsFor({ facts }: FilmEncoding): number {
   const { widthPixels = 0, heightPixels = 0 } = facts.picture ?? {}
-  const most = widthPixels * heightPixels > largePixels ? 2 : 8
-  return Math.max(1, Math.min(availableParallelism(), most))
+  const affordable = Math.floor(threadPixelsMax / Math.max(1, widthPixels * heightPixels))
+  return Math.max(1, Math.min(availableParallelism(), affordable, threadsMax))
 }
 
-/** 4K. */
-const largePixels = 4096 * 2304
+/** More hardly help an encoder that looks ahead only a little. */
+const threadsMax = 8
 
-async function encodeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
-  const { source, facts, ffmpeg, salvage = false } = encoding
-  const encoder = encoding.filmEncoder ?? 'x264'
+/** By the encoder that was asked for; by software where that one fails. */
+async function makeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
+  const { filmEncoder: wanted = 'x264', ffmpeg, isolation } = encoding
+  const encoder = await chooseFilmEncoder({ wanted, ffmpeg, isolation })
   const first = await lookAtFirst(encoding)
+  try {
+    return await encodeFilm(encoding, encoder, first)
+  } catch (error) {
+    // A driver that gives up looks like a film that is damaged.
+    const failed = isSluiceError(error) && /^media\.(?:corrupt|decoder_failed)$/.test(error.code)
+    if (encoder === 'x264' || !failed) throw error
+  }
+  return encodeFilm(encoding, 'x264', first)
+}
+
+async function encodeFilm(
+  encoding: FilmEncoding,
+  encoder: FilmEncoder,
+  first: FirstPicture | undefined,
+): Promise<NormalisedMedium> {
+  const { source, facts, ffmpeg, salvage = false } = encoding
   const recipe = planFilm({
     profile: profiles[encoding.profile ?? 'analysis'].film,
     facts,

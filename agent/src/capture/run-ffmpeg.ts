@@ -19,7 +19,7 @@ export type AvOptions = HoldOptions & {
   salvage?: boolean
   /** Sounds of their own have 16,000 samples a second of one channel, as speech models want them. */
   speech?: boolean
-  /** Encoder of films that was asked for and works here; default `x264`. */
+  /** Encoder of films that was asked for; `x264`, the default, where it does not work. */
   filmEncoder?: FilmEncoder
   signal?: AbortSignal
 }

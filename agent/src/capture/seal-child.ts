@@ -34,7 +34,7 @@ async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => voi
   await checkSources(order, tell)
   await requireRoom(order.spoolDir, { bytes: sourceBytes, reserveBytes: order.reserveBytes })
   const folder = await createSpoolFolder(order.spoolDir, order.jobId)
-  const { profile, salvage, nameMismatch, scan, carry } = order.gate
+  const { profile, salvage, nameMismatch, speech, filmEncoder, scan, carry } = order.gate
   let unscanned = 0
   const scanner = createScanner({
     ...{ settings: scan, isolation: order.isolation, quarantined: order.quarantined },
@@ -43,7 +43,7 @@ async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => voi
   })
   const gate: Gate = {
     ...{ isolation: order.isolation, ffmpeg: order.ffmpeg, scratchFolder: folder },
-    ...{ profile, salvage, nameMismatch, scanner, carry },
+    ...{ profile, salvage, nameMismatch, speech, filmEncoder, scanner, carry },
   }
   using keys = await makeKeys(order, folder)
   const { sealer, resultPublicKey } = keys

@@ -5,6 +5,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { disableCoreDumps } from '@sluice/protocol/process/lifecycle'
 import { canSwap, readSwapFacts, swapPossible } from '@sluice/protocol/process/swap'
+import { chooseFilmEncoder } from '../capture/film-encoder.ts'
 import { findFfmpeg } from '../capture/find-ffmpeg.ts'
 import { scanPolicyOf } from '../capture/gate-policy.ts'
 import { createScanner } from '../capture/scan.ts'
@@ -83,11 +84,16 @@ function swapText(config: AgentConfig): string {
   throw swapPossible(areas)
 }
 
-async function ffmpegText({ isolation, ffmpegPath }: AgentConfig): Promise<string> {
+async function ffmpegText({ isolation, ffmpegPath, gate }: AgentConfig): Promise<string> {
   const level = await detectIsolation(isolation)
   const configured = ffmpegPath === undefined ? {} : { configured: ffmpegPath }
   const found = await findFfmpeg({ isolation: level, ...configured })
-  if (found) return `${found.version} (${found.origin}) ${found.program}`
+  if (found) {
+    const wanted = gate.filmEncoder
+    const encoder = await chooseFilmEncoder({ wanted, ffmpeg: found, isolation: level })
+    const instead = encoder === wanted ? '' : `, as ${wanted} does not work here`
+    return `${found.version} (${found.origin}) ${found.program}, films by ${encoder}${instead}`
+  }
   throw new SluiceError('media.decoder_missing', 'not found: films and most sounds are refused', {
     hint: 'Install ffmpeg 5.1 or later (Debian: apt install ffmpeg), or set "ffmpegPath".',
   })

@@ -158,7 +158,8 @@ async function gateFor(options: SanitiseOptions, signal: AbortSignal) {
     ...(ffmpegPath === undefined ? {} : { ffmpegPath }),
   })
   const scanner = createScanner({ settings: policy.scan, isolation: opened.isolation, signal })
-  const gate: Gate = { ...opened, nameMismatch: policy.nameMismatch, carry: policy.carry, scanner }
+  const { nameMismatch, carry, speech, filmEncoder } = policy
+  const gate: Gate = { ...opened, nameMismatch, carry, speech, filmEncoder, scanner }
   return { gate, profile }
 }
 
