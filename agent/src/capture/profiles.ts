@@ -1,7 +1,13 @@
 /** What each profile makes of a picture, a film and a sound: one table, so that nothing is decided twice. */
 import type { GateProfile } from '@sluice/protocol/manifest'
 
-export type JpegForm = { format: 'jpeg'; quality: number; chroma: '4:4:4' | '4:2:0' }
+export type JpegForm = {
+  format: 'jpeg'
+  quality: number
+  chroma: '4:4:4' | '4:2:0'
+  /** Huffman codes made for this picture: a sixth smaller, at three times the work. */
+  optimised: boolean
+}
 export type PngForm = { format: 'png'; level: number }
 export type WebpForm = { format: 'webp'; quality: number }
 
@@ -53,7 +59,7 @@ const analysis: Profile = {
     sidePixelsMax: 4096,
     depth: '8',
     gamut: 'srgb',
-    ofJpeg: { format: 'jpeg', quality: 95, chroma: '4:4:4' },
+    ofJpeg: { format: 'jpeg', quality: 95, chroma: '4:4:4', optimised: false },
     opaque: { format: 'png', level: 1 },
     transparent: { format: 'png', level: 1 },
     pages: 'all',
@@ -99,8 +105,8 @@ const compact: Profile = {
     sidePixelsMax: 2048,
     depth: '8',
     gamut: 'srgb',
-    ofJpeg: { format: 'jpeg', quality: 75, chroma: '4:2:0' },
-    opaque: { format: 'jpeg', quality: 75, chroma: '4:2:0' },
+    ofJpeg: { format: 'jpeg', quality: 75, chroma: '4:2:0', optimised: true },
+    opaque: { format: 'jpeg', quality: 75, chroma: '4:2:0', optimised: true },
     transparent: { format: 'webp', quality: 75 },
     pages: 'all',
     frames: 'first',

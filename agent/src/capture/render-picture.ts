@@ -357,8 +357,8 @@ async function write(
   keep: RgbSpaceName | undefined,
 ): Promise<Buffer> {
   if (form.format === 'jpeg') {
-    const { quality, chroma: chromaSubsampling } = form
-    return stripJpeg(await image.jpeg({ quality, chromaSubsampling }).toBuffer())
+    const { quality, chroma: chromaSubsampling, optimised: optimiseCoding } = form
+    return stripJpeg(await image.jpeg({ quality, chromaSubsampling, optimiseCoding }).toBuffer())
   }
   if (form.format === 'webp') {
     return stripWebp(await image.webp({ quality: form.quality }).toBuffer())

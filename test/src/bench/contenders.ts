@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import type { Command } from './measure.ts'
 
 const root = join(import.meta.dirname, '..', '..', '..')
-const agentMain = join(root, 'agent', 'src', 'cli', 'main.ts')
+export const agentMain = join(root, 'agent', 'src', 'cli', 'main.ts')
 export const sealingChild = join(import.meta.dirname, 'sealing-child.ts')
 
 const benchKey = Buffer.alloc(32, 0x5a)

@@ -13,6 +13,7 @@ import { parseArgs } from 'node:util'
 import { makeTemporaryDirectory } from '../tools/temporary-directory.ts'
 import type { Contender, Workplace } from './contenders.ts'
 import { contenders, hasProgram, memoryCommands, peerPackages, sealingChild } from './contenders.ts'
+import { benchGate } from './gate.ts'
 import type { Measurement } from './measure.ts'
 import { measureCommand } from './measure.ts'
 import type { BenchResults, CommandRow, MemoryRow, SpeedRow, Unmeasured } from './results.ts'
@@ -34,6 +35,8 @@ const usage = `usage: npm run bench -- [--size BYTES] [--rounds N] [--ci] [--jso
   --rounds N     rounds, of which the median counts (default 3)
   --ci           fail when anything could not be measured
   --json         print one JSON document
+
+       npm run bench -- gate [--rounds N] [--json]   the gate beside bare tools
 
 example: npm run bench -- --size 67108864 --rounds 1
 `
@@ -324,4 +327,5 @@ async function main(): Promise<number> {
   return 0
 }
 
-process.exitCode = await main()
+const [subject, ...rest] = process.argv.slice(2)
+process.exitCode = subject === 'gate' ? await benchGate(rest) : await main()
