@@ -15,8 +15,8 @@ describe('chooseFilmEncoder', { skip: ffmpeg === undefined && 'no usable ffmpeg'
   it('takes software without a device, and where a trial fails', async () => {
     assert.ok(ffmpeg)
     for (const wanted of filmEncoders) {
-      const options = { wanted, ffmpeg, isolation }
-      assert.equal(await chooseFilmEncoder({ ...options, exists: () => false }), 'x264')
+      const chosen = await chooseFilmEncoder({ wanted, ffmpeg, isolation, exists: () => false })
+      assert.equal(chosen, 'x264')
     }
     // Said to be there, but it is not: the sandbox cannot be built around it.
     const missing = await chooseFilmEncoder({

@@ -187,6 +187,20 @@ describe('normaliseFilm', { skip }, () => {
     }
   })
 
+  it('keeps what is left of a damaged film when that is asked for, and says so', async () => {
+    const file = filmFile('left.mp4', '-g', '2', '-movflags', '+faststart')
+    const whole = readFileSync(file)
+    writeFileSync(file, whole.subarray(0, Math.floor(whole.length * 0.7)))
+    await assert.rejects(normalise(file), { code: 'media.corrupt', message: /at byte \d+/ })
+    const [film, sound] = await normalise(file, { salvage: true })
+    assert.deepEqual([film?.partial, sound?.partial], [true, true])
+    assert.ok((film?.frames ?? 0) >= 3 && (film?.frames ?? 0) < 10)
+    // What is whole is never called partial.
+    writeFileSync(file, whole)
+    const [again] = await normalise(file, { salvage: true })
+    assert.deepEqual([again?.partial, again?.frames], [undefined, 10])
+  })
+
   it('refuses a film whose coded pictures are damaged', async () => {
     const file = filmFile('damaged.mp4')
     const bytes = readFileSync(file)
@@ -296,6 +310,17 @@ describe('normaliseSound', { skip }, () => {
     assert.ok(!sound.bytes.includes('canary') && !sound.bytes.includes('IHDR'))
     const format = ['-f', 's24le', '-c:a', 'pcm_s24le', '-map', '0:a']
     assert.deepEqual(decode(sound.bytes, ...format), decode(before, ...format))
+  })
+
+  it('makes a sound for speech models, also of a film, whose own sound stays', async () => {
+    const [sound] = await normalise(make('speech.wav', ...noise), { speech: true })
+    assert.deepEqual(
+      [sound?.codec, sound?.sampleRateHz, sound?.channels, sound?.durationMs],
+      ['flac', 16_000, 1, 500],
+    )
+    const [film, track] = await normalise(filmFile('speech.mp4'), { speech: true })
+    assert.equal(film?.sampleRateHz, 44_100)
+    assert.deepEqual([track?.sampleRateHz, track?.channels], [16_000, 1])
   })
 
   it('turns a tagged MP3 into FLAC', async () => {

@@ -138,7 +138,9 @@ const threadPixelsMax = 2 * 4096 * 2304
 function threadsFor({ facts }: FilmEncoding): number {
   const { widthPixels = 0, heightPixels = 0 } = facts.picture ?? {}
   const affordable = Math.floor(threadPixelsMax / Math.max(1, widthPixels * heightPixels))
-  return Math.max(1, Math.min(availableParallelism(), affordable, threadsMax))
+  // Half as many again as cores, as x264 itself has it: some of them always wait.
+  const wanted = Math.ceil(availableParallelism() * 1.5)
+  return Math.max(1, Math.min(wanted, affordable, threadsMax))
 }
 
 /** More hardly help an encoder that looks ahead only a little. */

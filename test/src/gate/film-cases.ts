@@ -120,7 +120,7 @@ function quarterTurned(matrix: readonly number[], quarter: number): GateCase {
 /** A flash and a beep one second in, the sound's track `offset` seconds later. */
 function flash(name: string, offset: number, ...codecs: string[]): GateCase {
   return {
-    name: `a flash and a beep in ${name}, the sound ${offset * 1000} ms late`,
+    name: `a flash and a beep in ${name}, the sound ${offset * 1000} ms late${codecs.includes('-af') ? ', with a gap' : ''}`,
     needs,
     make: film(
       ...['-f', 'lavfi', '-i'],
@@ -441,6 +441,7 @@ const shapes: GateCase[] = [
   flash('a.mkv', 0.5, ...h264, '-c:a', 'aac'),
   flash('a.webm', 0.25, '-c:v', 'libvpx', '-c:a', 'libopus'),
   flash('a.ts', 0.5, ...h264, '-c:a', 'aac'),
+  flash('b.mkv', 0, ...h264, '-c:a', 'pcm_s16le', '-af', "aselect='lt(t,0.3)+gt(t,0.8)'"),
   flash('a.avi', 0, '-c:v', 'mpeg4', '-c:a', 'mp3'),
 ]
 
