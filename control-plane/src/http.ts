@@ -25,6 +25,7 @@ import { authenticate } from './access/tokens.ts'
 import { bodyTooLarge, problemOf, readBytes } from './api-request.ts'
 import type { Changes } from './changes.ts'
 import type { Database } from './database/database.ts'
+import { unlessDiskFails } from './database/write-failure.ts'
 import type { Events } from './events.ts'
 import { expectedFailure } from './fleet/problem.ts'
 
@@ -141,7 +142,9 @@ export function operatorApi(deps: OperatorDeps): Hono<AccessEnv> {
       await next()
       // What waits for a second person (202) has no secret yet.
       const shownOnce = secret && c.res.status !== 202
-      if (c.res.ok) await remember(c.res.status, shownOnce ? '' : await c.res.clone().text())
+      // What is done is done, also where there is no room to remember that it was said.
+      if (c.res.ok)
+        await unlessDiskFails(remember(c.res.status, shownOnce ? '' : await c.res.clone().text()))
       else if (secret) await database.write((tx) => forgetAnswer(tx, principalId, key))
     } finally {
       running.delete(place)

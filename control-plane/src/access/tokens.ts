@@ -21,6 +21,7 @@ import { newId } from '@sluice/protocol/process/new-id'
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database, Transaction } from '../database/database.ts'
+import { unlessDiskFails } from '../database/write-failure.ts'
 import {
   type ApprovalDeps,
   askApproval,
@@ -108,7 +109,7 @@ export async function authenticate(
   const atMs = now()
   if (!found || found.token.revokedAtMs !== null || found.token.expiresAtMs <= atMs) throw refused
   if (atMs - (found.token.lastUsedAtMs ?? 0) >= lastUsedEveryMs)
-    await database.write((tx) => markTokenUsed(tx, found.token.id, atMs))
+    await unlessDiskFails(database.write((tx) => markTokenUsed(tx, found.token.id, atMs)))
   const { principal, rights } = found
   const sites = sitesAllowed(rights, rule.may)
   if (sites === undefined) {

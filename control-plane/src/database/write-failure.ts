@@ -20,6 +20,15 @@ export function writeFailure(cause: unknown): SluiceError {
   })
 }
 
+/** For what is only noted, and what nobody decides by: a full disk must not stop what it is noted about. */
+export async function unlessDiskFails(write: Promise<unknown>): Promise<void> {
+  try {
+    await write
+  } catch (error) {
+    if (!isWriteFailure(error)) throw error
+  }
+}
+
 /**
  * How long background work rests after a write that failed: what it would do is still a row, and a
  * disk is not emptied faster.

@@ -16,9 +16,9 @@ import {
 import { appendAudit } from '../audit/store.ts'
 import type { Changes } from '../changes.ts'
 import type { Database } from '../database/database.ts'
+import { unlessDiskFails } from '../database/write-failure.ts'
 import { acceptLink, type Answer, type Link, type LinkAgent } from './link.ts'
 import { createPresence } from './presence.ts'
-import { expectedFailure } from './problem.ts'
 import { chooseVersion, commandsToSend } from './rules.ts'
 import {
   acknowledge,
@@ -264,18 +264,6 @@ export async function createFleet(deps: FleetDeps): Promise<Fleet> {
       for (const link of closing) await sending.get(link)
       server.close()
     },
-  }
-}
-
-/**
- * For what is only told, and what nobody decides by: who is connected is known from the links
- * themselves. A full disk closes links, and must not end the process by that.
- */
-async function unlessDiskFails(write: Promise<void>): Promise<void> {
-  try {
-    await write
-  } catch (error) {
-    if (!expectedFailure(error)) throw error
   }
 }
 
