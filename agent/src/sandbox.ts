@@ -287,9 +287,9 @@ function resourceLimits(request: SandboxRequest): string[] {
     // No file is ever written; pipes are not files.
     '--fsize=0',
     `--cpu=${cpuSeconds}`,
-    // A hard stop in the kernel beside the watch on resident memory. V8 reserves up to half a
-    // gibibyte that it never touches, hence the margin.
-    `--data=${bounds.memoryBytes + 1024 ** 3}`,
+    // A hard stop in the kernel beside the watch on resident memory. V8 reserves more than half a
+    // gibibyte that it never touches, and libraries map what they use in part: hence the margin.
+    `--data=${bounds.memoryBytes + 1.5 * 1024 ** 3}`,
   ]
   if (bounds.addressSpaceBytes !== undefined) args.push(`--as=${bounds.addressSpaceBytes}`)
   // Counted per user: outside a namespace of its own it would count the whole account.

@@ -48,6 +48,7 @@ export type UnsupportedKind = keyof typeof unsupportedKinds
 /** What of a picture is beyond a limit, in words for a message. */
 export const tooMuch = {
   pixels: 'too many pixels',
+  memory: 'too many pixels for the memory that a decoder may have',
   frames: 'too many frames',
   pages: 'too many pages',
   scans: 'too many passes',

@@ -4,7 +4,7 @@ import type { Sharp, SharpOptions } from 'sharp'
 import { limits } from '@sluice/protocol/limits'
 import { attachToJpeg, attachToPng, attachToWebp } from './attach-profile.ts'
 import { readBmp } from './bmp-structure.ts'
-import { DamagedPicture, UnsupportedPicture } from './damaged-picture.ts'
+import { DamagedPicture, TooLargePicture, UnsupportedPicture } from './damaged-picture.ts'
 import { decodeHeic } from './decode-heic.ts'
 import { readGif } from './gif-structure.ts'
 import { readHeif } from './heif-structure.ts'
@@ -55,8 +55,15 @@ const loaders = {
   avif: 'VipsForeignLoadHeif',
 } as const
 
-/** One decoder at a time, no cache: a process that decodes for strangers keeps nothing. */
+/**
+ * No cache: a process that decodes for strangers keeps nothing. And no file: above 100 MB libvips would
+ * put a picture into the folder for temporary files, which here does not exist; what it may hold in
+ * memory is bounded from outside.
+ *
+ * @see libvips, "How it opens files", VIPS_DISC_THRESHOLD.
+ */
 export function setUpSharp(): void {
+  process.env['VIPS_DISC_THRESHOLD'] = '64g'
   sharp.cache(false)
   sharp.concurrency(1)
   sharp.block({ operation: ['VipsForeignLoad'] })
@@ -382,6 +389,15 @@ async function decoding<T>(input: Input, facts: PictureFacts, work: () => Promis
     if (/unsupport|not support|not configured|unimplemented/i.test(error.message)) {
       throw new UnsupportedPicture('compression')
     }
+    if (isOutOfMemory(error.message)) throw new TooLargePicture('memory')
     throw new DamagedPicture(facts.codedAt)
   }
+}
+
+/** Where memory ended while writing, all that libvips says is that it could not write. */
+function isOutOfMemory(message: string): boolean {
+  if (/out of memory|unable to allocate/i.test(message)) return true
+  return /^(?:vips2(?:png|jpeg|webp)|\w+save_buffer): unable to write to target \w+$/.test(
+    message.trim(),
+  )
 }
