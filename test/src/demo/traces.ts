@@ -3,6 +3,8 @@
 import { readFile, readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 
+import { claimKey } from '@sluice/control-plane/storage/claim'
+
 import type { Fleet, FleetAgent } from '../tools/fleet.ts'
 import type { Needle } from '../tools/needles.ts'
 import {
@@ -83,11 +85,12 @@ export async function countLeftovers(fleet: Fleet): Promise<Leftovers> {
   }
 }
 
+/** The mark that says whose the store is stays; it is of no job. */
 async function countFiles(folders: readonly string[]): Promise<number> {
   let files = 0
   for (const folder of folders) {
     const entries = await readdir(folder, { recursive: true, withFileTypes: true })
-    files += entries.filter((entry) => !entry.isDirectory()).length
+    files += entries.filter((entry) => !entry.isDirectory() && entry.name !== claimKey).length
   }
   return files
 }
