@@ -34,9 +34,16 @@ export const unsupportedKinds = {
     name: 'camera raw',
     instead: 'Develop it in a raw converter, and submit the JPEG or TIFF.',
   },
-  'deep-samples': { name: 'a picture of more than 16 bits a sample', instead: exportAsPicture },
+  'deep-samples': {
+    name: 'a picture whose samples are signed, floating or of more than 16 bits',
+    instead: exportAsPicture,
+  },
+  'odd-samples': {
+    name: 'a picture whose samples fill no whole number of bytes',
+    instead: exportAsPicture,
+  },
   'many-channels': { name: 'a picture of more than five channels', instead: exportAsPicture },
-  compression: { name: 'compressed in a way nothing here decodes', instead: exportAsPicture },
+  compression: { name: 'coded in a way that nothing here decodes', instead: exportAsPicture },
   sequence: {
     name: 'an image sequence without a still picture',
     instead: 'Export it as a film, or as single pictures.',

@@ -43,8 +43,8 @@ export type ReadPicture = {
   pictures: () => AsyncGenerator<Rendered>
 }
 
-/** What sharp gets to decode, and which of its loaders that takes. */
-type Input = { bytes: Buffer; loader: string }
+/** What sharp gets: a file and the one loader it takes, or samples as they are. */
+type Input = { bytes: Buffer; loader: string } | PlainPicture
 
 const loaders = {
   jpeg: 'VipsForeignLoadJpeg',
@@ -54,6 +54,9 @@ const loaders = {
   tiff: 'VipsForeignLoadTiff',
   avif: 'VipsForeignLoadHeif',
 } as const
+
+/** Formats that hold several pictures under numbers. */
+const paged = new Set<string | undefined>([loaders.gif, loaders.tiff, loaders.webp, loaders.avif])
 
 /**
  * No cache: a process that decodes for strangers keeps nothing. And no file: above 100 MB libvips would
@@ -93,7 +96,10 @@ function heifPicture(facts: HeifFacts, options: RenderOptions): ReadPicture {
   return {
     facts,
     async *pictures() {
-      const decoded = decodeHeic(facts.decodable, facts.bits)
+      // More than eight bits are asked for only where they are of use: they double the memory.
+      const { hdr } = coloursOf(facts, options.profile)
+      const deep = options.profile.depth === 'as-is' || hdr !== undefined
+      const decoded = decodeHeic(facts.decodable, deep ? facts.bits : 8)
       if (decoded === undefined) throw new DamagedPicture(facts.codedAt)
       yield await renderPlain(decoded, facts, options)
     },
@@ -192,7 +198,8 @@ async function* renderLab(
   // What profile there is has been for other viewers: Lab needs none.
   const { icc: _, ...bare } = facts
   for (const page of facts.pages) {
-    const { depth } = await decoding(input, facts, () => sharp(input.bytes).metadata())
+    const settings = inputOptions(loaders.tiff, options)
+    const { depth } = await decoding(input, facts, () => open(input, settings).metadata())
     const wanted = { index: page.index, count: 1, facts, options, deep: depth === 'ushort' }
     const samples = await decodePlain(input, wanted)
     yield await renderPlain(labToRgb(samples, options.lab), { ...bare, pages: [page] }, options)
@@ -236,8 +243,9 @@ async function decodePlain(
   },
 ): Promise<PlainPicture> {
   const { index, count, facts, options, deep } = wanted
-  const settings = { ...inputOptions(options), page: index, pages: count }
-  const image = sharp(input.bytes, { ...settings, ignoreIcc: facts.lab !== undefined })
+  const loader = 'loader' in input ? input.loader : undefined
+  const settings = { ...inputOptions(loader, options), page: index, pages: count }
+  const image = open(input, { ...settings, ignoreIcc: facts.lab !== undefined })
   const { data, info } = await decoding(input, facts, () =>
     image
       .toColourspace(deep ? 'rgb16' : 'srgb')
@@ -264,15 +272,31 @@ async function renderPlain(
     hdr === undefined || space === undefined
       ? plain
       : toneMap(plain, { transfer: hdr.transfer, space })
-  const input = { bytes: writePlainTiff(flat, colours.icc), loader: loaders.tiff }
+  const { icc } = colours
+  const input =
+    icc === undefined ? flat : { bytes: writePlainTiff(flat, icc), loader: loaders.tiff }
   const page = { ...flat, index: 0, orientation }
   const rendered = await render(input, { page, facts, colours: rest, options })
   return hdr === undefined ? rendered : { ...rendered, hdr: 'tone-mapped' }
 }
 
-function inputOptions(options: { salvage: boolean }): SharpOptions {
+/** Starts a pipeline; `settings` count for files only. */
+function open(input: Input, settings: SharpOptions): Sharp {
+  if ('loader' in input) return sharp(input.bytes, settings)
+  const { widthPixels: width, heightPixels: height, channels, bits, samples } = input
+  const { buffer, byteOffset, length } = samples
+  const typed = bits === 16 ? new Uint16Array(buffer, byteOffset, length / 2) : samples
+  return sharp(typed, { limitInputPixels: false, raw: { width, height, channels } })
+}
+
+/**
+ * What libtiff warns of is the form of tags; what decoders of the others warn of is missing or broken
+ * picture data.
+ */
+function inputOptions(loader: string | undefined, options: { salvage: boolean }): SharpOptions {
+  const strictest = loader === loaders.tiff ? 'error' : 'warning'
   return {
-    failOn: options.salvage ? 'none' : 'warning',
+    failOn: options.salvage ? 'none' : strictest,
     // Our own parsers have counted; some room for what a decoder adds.
     limitInputPixels: limits.imagePixelsSumMax * 2,
     sequentialRead: true,
@@ -290,19 +314,17 @@ async function render(
 ): Promise<Rendered> {
   const { page, facts, colours, options } = what
   const { profile } = options
-  const settings = { ...inputOptions(options), page: page.index, pages: 1 }
-  if (
-    ![loaders.gif, loaders.tiff, loaders.webp, loaders.avif].some((name) => name === input.loader)
-  ) {
-    Reflect.deleteProperty(settings, 'page')
-    Reflect.deleteProperty(settings, 'pages')
+  const loader = 'loader' in input ? input.loader : undefined
+  const settings = {
+    ...inputOptions(loader, options),
+    ...(paged.has(loader) ? { page: page.index, pages: 1 } : {}),
   }
   const { hasAlpha, depth, space } = await decoding(input, facts, () =>
-    sharp(input.bytes, settings).metadata(),
+    open(input, settings).metadata(),
   )
   const deep = depth === 'ushort' && profile.depth === 'as-is'
   let keep = colours.keep
-  let image = sharp(input.bytes, { ...settings, ignoreIcc: keep !== undefined })
+  let image = open(input, { ...settings, ignoreIcc: keep !== undefined })
   image = scale(image, page, profile)
   image = turn(image, page.orientation)
   image = image.toColourspace(deep ? 'rgb16' : 'srgb')
@@ -315,7 +337,7 @@ async function render(
     // sharp converts sixteen bits to P3 on the way, and would leave them there.
     image = image.withIccProfile('srgb', { attach: false })
   }
-  const form = formOf(facts, input, { profile, hasAlpha })
+  const form = formOf(input, { profile, hasAlpha })
   const bytes = await decoding(input, facts, async () => write(image, form, keep))
   return facts.damagedAt === undefined ? { bytes } : { bytes, partial: true }
 }
@@ -350,12 +372,11 @@ function turn(image: Sharp, orientation: Orientation): Sharp {
 }
 
 function formOf(
-  facts: PictureFacts,
   input: Input,
   { profile, hasAlpha }: { profile: ImageProfile; hasAlpha: boolean },
 ): JpegForm | PngForm | WebpForm {
   if (hasAlpha) return profile.transparent
-  return input.loader === loaders.jpeg && !facts.animated ? profile.ofJpeg : profile.opaque
+  return 'loader' in input && input.loader === loaders.jpeg ? profile.ofJpeg : profile.opaque
 }
 
 async function write(
@@ -381,7 +402,7 @@ async function write(
  */
 async function decoding<T>(input: Input, facts: PictureFacts, work: () => Promise<T>): Promise<T> {
   sharp.block({ operation: ['VipsForeignLoad'] })
-  sharp.unblock({ operation: [input.loader] })
+  if ('loader' in input) sharp.unblock({ operation: [input.loader] })
   try {
     return await work()
   } catch (error) {
@@ -389,15 +410,19 @@ async function decoding<T>(input: Input, facts: PictureFacts, work: () => Promis
     if (/unsupport|not support|not configured|unimplemented/i.test(error.message)) {
       throw new UnsupportedPicture('compression')
     }
-    if (isOutOfMemory(error.message)) throw new TooLargePicture('memory')
+    if (isOutOfMemory(error.message, facts)) throw new TooLargePicture('memory')
     throw new DamagedPicture(facts.codedAt)
   }
 }
 
 /** Where memory ended while writing, all that libvips says is that it could not write. */
-function isOutOfMemory(message: string): boolean {
+function isOutOfMemory(message: string, { pages }: PictureFacts): boolean {
   if (/out of memory|unable to allocate/i.test(message)) return true
-  return /^(?:vips2(?:png|jpeg|webp)|\w+save_buffer): unable to write to target \w+$/.test(
-    message.trim(),
+  const large = pages.some((page) => page.widthPixels * page.heightPixels > manyPixels)
+  return (
+    large && /^(?:vips2\w+|\w+save_buffer): unable to write to target \w+$/.test(message.trim())
   )
 }
+
+/** Below it no decoder comes near its bound. */
+const manyPixels = 20_000_000

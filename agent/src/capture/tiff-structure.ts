@@ -270,6 +270,7 @@ function requireDecodable(layout: Layout, directory: Directory): void {
   if (samples > 5) throw new UnsupportedPicture('many-channels')
   for (const bits of numbersOf(layout, directory.entries.get(tags.bits), 5)) {
     if (bits > 16) throw new UnsupportedPicture('deep-samples')
+    if (![1, 2, 4, 8, 16].includes(bits)) throw new UnsupportedPicture('odd-samples')
   }
   // 1 unsigned, 2 signed, 3 floating point, 4 undefined, which writers use for unsigned.
   for (const format of numbersOf(layout, directory.entries.get(tags.sampleFormat), 5)) {

@@ -395,7 +395,7 @@ const bmp: readonly GateCase[] = [
   {
     name: 'a BMP that holds a JPEG',
     make: file('a.bmp', () => makeBmp({ ...shape, bits: 24, compression: 4, data: rows24 })),
-    refused: { code: 'media.unsupported', says: /compressed/ },
+    refused: { code: 'media.unsupported', says: /coded/ },
   },
   {
     name: 'a BMP whose header promises a gigapixel',
