@@ -1,6 +1,8 @@
 /** HEIC as telephones write it: turned by its own boxes, in P3, with EXIF that must not turn it again. */
 
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { join } from 'node:path'
 
 import { findFfmpeg } from '@sluice/agent/capture/find-ffmpeg'
 import { rgbSpaces, writeProfile } from '@sluice/agent/capture/icc-profile'
@@ -11,18 +13,23 @@ import type { GateCase } from './cases.ts'
 import { box, codeHevc, makeHeic } from './make-heif.ts'
 import type { CodedPicture, HeifParts } from './make-heif.ts'
 import { exifBlock } from './make-pictures.ts'
-import { drawScene, picture, turned } from './pixels.ts'
+import { drawScene, picture, pixelsOf, turned } from './pixels.ts'
 import { file, looksLike } from './write-case.ts'
 
 const scene = drawScene(64, 48)
 let coded: Promise<CodedPicture> | undefined
 
-async function code(rgb: Buffer, pixelFormat?: string): Promise<CodedPicture> {
+async function ffmpegHere(): Promise<string> {
   const isolation = await detectIsolation().catch(() => detectIsolation('none'))
   const ffmpeg = await findFfmpeg({ isolation })
   assert.ok(ffmpeg)
+  return ffmpeg.program
+}
+
+async function code(rgb: Buffer, pixelFormat?: string): Promise<CodedPicture> {
+  const ffmpeg = await ffmpegHere()
   const size = { widthPixels: scene.width, heightPixels: scene.height }
-  return codeHevc(ffmpeg.program, {
+  return codeHevc(ffmpeg, {
     ...size,
     rgb,
     ...(pixelFormat === undefined ? {} : { pixelFormat }),
@@ -107,6 +114,30 @@ export const heicCases: readonly GateCase[] = [
     leaves: ['png'],
     equal([first]) {
       assert.equal(first?.hdr, 'tone-mapped')
+    },
+  },
+  {
+    name: 'an AVIF of high dynamic range',
+    needs: ['ffmpeg'],
+    async make(folder) {
+      const path = join(folder, 'a.avif')
+      // 58 % of PQ is paper white.
+      const words = '-v error -f lavfi -i color=c=0x949494:s=64x48,format=gbrp -frames:v 1'
+      const colours = '-color_primaries bt2020 -color_trc smpte2084 -colorspace bt2020nc'
+      execFileSync(await ffmpegHere(), [
+        ...words.split(' '),
+        ...['-vf', 'scale=out_color_matrix=bt2020:out_range=pc,format=yuv444p10le'],
+        ...'-c:v libaom-av1 -still-picture 1 -crf 5 -cpu-used 8'.split(' '),
+        ...colours.split(' '),
+        ...['-color_range', 'pc', path],
+      ])
+      return path
+    },
+    leaves: ['png'],
+    async equal([first]) {
+      assert.equal(first?.hdr, 'tone-mapped')
+      const [grey = 0] = (await pixelsOf(first.bytes)).data
+      assert.ok(grey > 190 && grey < 250, `paper white became ${grey}`)
     },
   },
   {
