@@ -1,16 +1,13 @@
 /** Proves on the command line how two people make a third one, and that one alone gets no further. */
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
-import { fileURLToPath } from 'node:url'
 import { decodeToken, pageOf } from '@sluice/protocol/api'
 import { approvalView } from '@sluice/protocol/api-approvals'
 import { startControlPlane, type TestControlPlane } from '../control-plane.test-setup.ts'
-
-const main = fileURLToPath(new URL('main.ts', import.meta.url))
+import { runSluice } from './cli.test-setup.ts'
 
 describe('sluice approvals', () => {
   let system: TestControlPlane
@@ -24,15 +21,7 @@ describe('sluice approvals', () => {
     await rm(folder, { recursive: true })
   })
 
-  function sluice(person: string, args: string[]) {
-    return new Promise<{ code: number; out: string; err: string }>((resolve) => {
-      const env: NodeJS.ProcessEnv = { SLUICE_CONTEXT: join(folder, `${person}.json`) }
-      if (process.env['PATH'] !== undefined) env['PATH'] = process.env['PATH']
-      const child = execFile(process.execPath, [main, ...args], { env }, (_error, out, err) =>
-        resolve({ code: child.exitCode ?? -1, out, err }),
-      )
-    })
-  }
+  const sluice = (person: string, args: string[]) => runSluice(args, join(folder, `${person}.json`))
 
   const create = (by: string, principal: string, more: string[] = []) =>
     sluice(by, [

@@ -7,12 +7,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { after, before, describe, it } from 'node:test'
-import { fileURLToPath } from 'node:url'
 import { startControlPlane, type TestControlPlane } from '../control-plane.test-setup.ts'
+import { runSluice, sluiceMain } from './cli.test-setup.ts'
 import { everyCommand, sluiceProgram } from './commands.ts'
 import { durationMs } from './output.ts'
-
-const main = fileURLToPath(new URL('main.ts', import.meta.url))
 
 describe('sluice', () => {
   let system: TestControlPlane
@@ -26,15 +24,8 @@ describe('sluice', () => {
     await rm(folder, { recursive: true })
   })
 
-  function sluice(args: string[], context = 'context.json') {
-    return new Promise<{ code: number; out: string; err: string }>((resolve) => {
-      const env: NodeJS.ProcessEnv = { SLUICE_CONTEXT: join(folder, context) }
-      if (process.env['PATH'] !== undefined) env['PATH'] = process.env['PATH']
-      const child = execFile(process.execPath, [main, ...args], { env }, (_error, out, err) =>
-        resolve({ code: child.exitCode ?? -1, out, err }),
-      )
-    })
-  }
+  const sluice = (args: string[], context = 'context.json') =>
+    runSluice(args, join(folder, context))
 
   async function login(role: string, context: string): Promise<void> {
     const file = join(folder, `${role}.token`)
@@ -67,8 +58,8 @@ describe('sluice', () => {
       ['tokens', 'join', '--role', 'neither', '--site', 'x'],
       ['tokens', 'join', '--role', 'gpu', '--site', 'x', '--life', '5 years', '--out', '-'],
       ['verify', join(folder, 'missing'), '--trust', join(folder, 'missing')],
-      ['verify', main],
-      ['login', '--token-file', main],
+      ['verify', sluiceMain],
+      ['login', '--token-file', sluiceMain],
       ['config', 'check', '--config', join(folder, 'missing')],
     ]
     await Promise.all(
@@ -149,7 +140,7 @@ describe('sluice', () => {
   it('serve tells its addresses, answers its owner, and ends cleanly on SIGTERM', async () => {
     const dataDir = join(folder, 'served')
     const ports = ['--agent-port', '0', '--operator-port', '0', '--allow-swap']
-    const child = spawn(process.execPath, [main, 'serve', '--data-dir', dataDir, ...ports], {
+    const child = spawn(process.execPath, [sluiceMain, 'serve', '--data-dir', dataDir, ...ports], {
       stdio: ['ignore', 'pipe', 'pipe'],
       env: {},
     })
@@ -181,7 +172,7 @@ describe('sluice', () => {
     const dataDir = join(folder, 'full')
     await (await startControlPlane(dataDir))[Symbol.asyncDispose]()
     const ports = ['--agent-port', '0', '--operator-port', '0', '--allow-swap']
-    const serve = [main, 'serve', '--data-dir', dataDir, ...ports]
+    const serve = [sluiceMain, 'serve', '--data-dir', dataDir, ...ports]
     // No file may be written beyond this.
     const { code, err } = await new Promise<{ code: unknown; err: string }>((resolve) => {
       const full = ['--fsize=4096', process.execPath, ...serve]

@@ -1,19 +1,16 @@
 /** Proves the commands of a purge as scripts run them. */
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
-import { fileURLToPath } from 'node:url'
 import { purgeDetail, purgePreview } from '@sluice/protocol/api-purge'
 import {
   joinedAgent,
   startControlPlane,
   type TestControlPlane,
 } from '../control-plane.test-setup.ts'
-
-const main = fileURLToPath(new URL('main.ts', import.meta.url))
+import { runSluice } from './cli.test-setup.ts'
 
 describe('sluice purge', () => {
   let system: TestControlPlane
@@ -32,15 +29,7 @@ describe('sluice purge', () => {
     await rm(folder, { recursive: true })
   })
 
-  function sluice(args: string[]) {
-    return new Promise<{ code: number; out: string; err: string }>((resolve) => {
-      const env: NodeJS.ProcessEnv = { SLUICE_CONTEXT: join(folder, 'context.json') }
-      if (process.env['PATH'] !== undefined) env['PATH'] = process.env['PATH']
-      const child = execFile(process.execPath, [main, ...args], { env }, (_error, out, err) =>
-        resolve({ code: child.exitCode ?? -1, out, err }),
-      )
-    })
-  }
+  const sluice = (args: string[]) => runSluice(args, join(folder, 'context.json'))
 
   it('shows first what it would hit', async () => {
     const { code, out } = await sluice(['purge', 'everything', '--reason', 'x', '--dry-run'])

@@ -1,6 +1,5 @@
 /** Proves that a started control plane writes its sink and speaks to its channel, as its commands show. */
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
@@ -9,13 +8,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { raiseAlert } from '../alerts/store.ts'
 import { createChanges } from '../changes.ts'
 import { startControlPlane, type TestControlPlane } from '../control-plane.test-setup.ts'
+import { runSluice } from './cli.test-setup.ts'
 import { openDatabase } from '../database/database.ts'
-
-const main = fileURLToPath(new URL('main.ts', import.meta.url))
 
 describe('sluice alerts, obligations, audit sink', () => {
   let [folder, sink] = ['', '']
@@ -71,14 +68,7 @@ describe('sluice alerts, obligations, audit sink', () => {
     await rm(folder, { recursive: true })
   })
 
-  function sluice(...args: string[]) {
-    return new Promise<{ code: number; out: string; err: string }>((resolve) => {
-      const env = { ...process.env, SLUICE_CONTEXT: join(folder, 'context.json') }
-      const child = execFile(process.execPath, [main, ...args], { env }, (_error, out, err) =>
-        resolve({ code: child.exitCode ?? -1, out, err }),
-      )
-    })
-  }
+  const sluice = (...args: string[]) => runSluice(args, join(folder, 'context.json'))
 
   /** Asks until the answer is as wanted. */
   async function until(wanted: RegExp, ...args: string[]): Promise<string> {

@@ -227,8 +227,8 @@ async function makeEnvironment(folder: string, more: NodeJS.ProcessEnv = {}) {
     HOME: join(folder, 'home'),
     TMPDIR: join(folder, 'tmp'),
     LANG: 'C.UTF-8',
-    // Dozens of short processes read the same sources.
-    NODE_COMPILE_CACHE: join(folder, 'home', 'compile-cache'),
+    // As `bin/sluice` does: a control plane starts in 0.5 s of processor time instead of 1.8.
+    NODE_COMPILE_CACHE: join(root, 'node_modules/.cache/compiled'),
     ...more,
   }
 }
