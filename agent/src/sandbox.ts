@@ -189,8 +189,17 @@ export function ownScript(script: URL): { program: string; args: string[]; visib
   const args = ['--disable-warning=ExperimentalWarning', file]
   const compiled = process.env['NODE_COMPILE_CACHE']
   if (compiled === undefined || !existsSync(compiled)) return { program, args, visible }
-  const withCompiled = [`NODE_COMPILE_CACHE=${compiled}`, program, ...args]
-  return { program: requireProgram('env'), args: withCompiled, visible: [...visible, compiled] }
+  return {
+    program,
+    args: ['--import', readCompiled(compiled), ...args],
+    visible: [...visible, compiled],
+  }
+}
+
+/** A module that does what `NODE_COMPILE_CACHE` does: the sandbox has no environment. */
+function readCompiled(folder: string): string {
+  const source = `import { enableCompileCache } from 'node:module'; enableCompileCache(${JSON.stringify(folder)})`
+  return `data:text/javascript,${encodeURIComponent(source)}`
 }
 
 /** Where the workspace's own packages really lie: in a checkout they are links to their sources. */

@@ -49,6 +49,7 @@ import { createTurns } from '../jobs/turns.ts'
 import { createObligationEngine, type DeletionParts } from './engine.ts'
 import { type Evidence, openEvidence } from './evidence.ts'
 import { beginDeletion } from './intent.ts'
+import { destroyKey } from './job-key.ts'
 import { acceptReceipt } from './receipts.ts'
 import { type Obligation, progressOfDuty } from './rules.ts'
 import {
@@ -621,6 +622,36 @@ async function spoil(
       .where(mine)
   })
 }
+
+describe('destroyKey', () => {
+  it('says what was done to the epoch key where that lay', async (t) => {
+    const { ground, parts } = await makeWorld(t)
+    const checkedWith = async (store: 'file' | 'pkcs11') => {
+      const keys = {
+        async roll() {
+          const destroyedAtMs = ground.now()
+          const id = newId(epochId, destroyedAtMs)
+          const destroyed = {
+            id,
+            createdAtMs: 0,
+            state: 'destroyed',
+            destroyedAtMs,
+            store,
+          } as const
+          await ground.database.write(async ({ sql }) => sql.insert(epochs).values(destroyed))
+          return { destroyedAtMs }
+        },
+      }
+      const { checked } = await destroyKey({ ...parts, keys }, { id: newId(jobId, ground.now()) })
+      ground.clock.nowMs += 1000
+      return checked.join(', ')
+    }
+    assert.match(await checkedWith('file'), /old epoch key overwritten and read back/)
+    const onToken = await checkedWith('pkcs11')
+    assert.match(onToken, /destroyed in the HSM/)
+    assert.doesNotMatch(onToken, /overwritten/)
+  })
+})
 
 describe('acceptReceipt', () => {
   it('takes the same receipt twice and settles once', async (t) => {

@@ -1,4 +1,5 @@
 /** Remembers epochs and what is wrapped under them; never a key in clear. */
+import assert from 'node:assert/strict'
 import { and, asc, count, eq, gte, isNull, lte, or, sql as raw } from '../database/drizzle.ts'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId, EpochId, JobId, ReceiveKeyId } from '@sluice/protocol/ids'
@@ -67,6 +68,20 @@ export async function leastLevelSince(sql: Queries, atMs: number): Promise<Destr
     .from(epochs)
     .where(or(isNull(epochs.destroyedAtMs), gte(epochs.destroyedAtMs, atMs)))
   return weakestOf(rows)
+}
+
+/** Where the keys lay that were destroyed in a span of time, whichever way the clock was set in it. */
+export async function placesDestroyed(
+  sql: Queries,
+  span: { startedAtMs: number; destroyedAtMs: number },
+): Promise<EpochRow['store'][]> {
+  const [fromMs, toMs] = [span.startedAtMs, span.destroyedAtMs].toSorted((a, b) => a - b)
+  assert(fromMs !== undefined && toMs !== undefined)
+  const rows = await sql
+    .selectDistinct({ store: epochs.store })
+    .from(epochs)
+    .where(and(gte(epochs.destroyedAtMs, fromMs), lte(epochs.destroyedAtMs, toMs)))
+  return rows.map((row) => row.store)
 }
 
 /** @throws SluiceError `request.conflict` when the epoch is not in `from`. */
