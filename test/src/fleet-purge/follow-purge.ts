@@ -15,6 +15,10 @@ export type Followed = { durableAtMs: number; ackedAtMs: number[]; signedAtMs: n
 
 const lookMs = 2
 
+/** A fleet that has just connected still writes; what is measured begins when it has come to rest. */
+const restMs = 500
+const restWaitMsMax = 30_000
+
 /** Fractional epoch milliseconds, the same in all threads. */
 export function epochMs(): number {
   return performance.timeOrigin + performance.now()
@@ -33,6 +37,7 @@ async function follow({ file, online, patienceMs }: Follow): Promise<Followed> {
   const duties = count(
     `SELECT count(*) AS n FROM obligations WHERE kind = 'purge.agent' AND state = 'done'`,
   )
+  await untilAtRest(database)
   parentPort?.postMessage('looking', [])
   const until = epochMs() + patienceMs
   const inTime = (): void => assert.ok(epochMs() < until, 'the purge takes too long')
@@ -53,6 +58,18 @@ async function follow({ file, online, patienceMs }: Follow): Promise<Followed> {
     await sleep(lookMs)
   }
   return { durableAtMs, ackedAtMs, signedAtMs }
+}
+
+/** Until nobody has written for a while; a fleet that always writes is measured as it is. */
+async function untilAtRest(database: DatabaseSync): Promise<void> {
+  const version = database.prepare('PRAGMA data_version')
+  const seen = () => Number(version.get()?.['data_version'])
+  const until = epochMs() + restWaitMsMax
+  for (let [last, sinceMs] = [seen(), epochMs()]; epochMs() - sinceMs < restMs;) {
+    if (epochMs() > until) return
+    await sleep(lookMs)
+    if (seen() !== last) [last, sinceMs] = [seen(), epochMs()]
+  }
 }
 
 if (!isMainThread) parentPort?.postMessage(await follow(workerData as Follow), [])

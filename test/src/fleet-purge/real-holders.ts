@@ -9,6 +9,7 @@ import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 
 import type { JobId } from '@sluice/protocol/ids'
+import { headerBytes } from '@sluice/protocol/sealing/sealed-size'
 
 import { lookAtHost } from '../demo/host.ts'
 import { waitFor } from '../tools/fleet-daemon.ts'
@@ -182,7 +183,10 @@ async function untilKeyReleased(fleet: Fleet, jobId: JobId): Promise<void> {
   })
 }
 
-/** Pieces of every sealed archive: ciphertext is as good as any other bytes to find a file again. */
+/**
+ * Pieces of every sealed archive: ciphertext is as good as any other bytes to find a file again. Its header
+ * is not: the control plane keeps that with the job.
+ */
 async function spoolNeedles(captures: readonly FleetAgent[]): Promise<Needle[]> {
   const needles: Needle[] = []
   for (const capture of captures)
@@ -190,7 +194,8 @@ async function spoolNeedles(captures: readonly FleetAgent[]): Promise<Needle[]> 
       const path = join(spoolOf(capture), name)
       const facts = await stat(path)
       if (!facts.isFile() || facts.size < 1024) continue
-      needles.push(...takeNeedles(await readFile(path), { source: `${capture.name} ${name}` }))
+      const sealed = (await readFile(path)).subarray(headerBytes)
+      needles.push(...takeNeedles(sealed, { source: `${capture.name} ${name}` }))
     }
   return needles
 }
