@@ -9,7 +9,7 @@ import { rgbSpaces, writeProfile } from '@sluice/agent/capture/icc-profile'
 import { detectIsolation } from '@sluice/agent/sandbox'
 import sharp from 'sharp'
 
-import type { GateCase } from './cases.ts'
+import type { GateCase, Outcome } from './cases.ts'
 import { box, codeHevc, makeHeic } from './make-heif.ts'
 import type { CodedPicture, HeifParts } from './make-heif.ts'
 import { exifBlock } from './make-pictures.ts'
@@ -54,6 +54,62 @@ const turns: readonly GateCase[] = [0, 1, 2, 3].map((irot) => ({
   removed: ['exif', 'gps'],
   equal: looksLike(turned(scene, turnedBy[irot] ?? 1), 2),
 }))
+
+/** An AVIF of ten bits in BT.2020; `light` is a formula for the 1024 steps of each pixel, from X and Y. */
+async function highAvif(folder: string, transfer: string, light: string): Promise<string> {
+  const path = join(folder, 'a.avif')
+  const pixels = `nullsrc=s=1024x16,format=gbrp10le,geq=r=${light}:g=${light}:b=${light}`
+  const words = `-v error -f lavfi -i ${pixels} -frames:v 1`
+  execFileSync(await ffmpegHere(), [
+    ...words.split(' '),
+    ...['-vf', 'scale=out_color_matrix=bt2020:out_range=pc,format=yuv444p10le'],
+    ...'-c:v libaom-av1 -still-picture 1 -crf 5 -cpu-used 8'.split(' '),
+    ...'-color_primaries bt2020 -colorspace bt2020nc -color_range pc -color_trc'.split(' '),
+    ...[transfer, path],
+  ])
+  return path
+}
+
+/** Paper white, 203 nits, is 58 % of PQ and 75 % of HLG (ITU-R BT.2408, table 1). */
+const paperWhite = { smpte2084: 0.58, 'arib-std-b67': 0.75 }
+
+const highAvifs: readonly GateCase[] = Object.entries(paperWhite).flatMap(([transfer, grey]) =>
+  (['analysis', 'faithful', 'compact'] as const).map((profile) => ({
+    name: `an AVIF of ten bits and high dynamic range, ${transfer}, ${profile}`,
+    needs: ['ffmpeg'] as const,
+    profile,
+    make: (folder: string) => highAvif(folder, transfer, String(Math.round(grey * 1023))),
+    leaves: [profile === 'compact' ? ('jpg' as const) : ('png' as const)],
+    async equal([first]: readonly Outcome[], source: Buffer) {
+      // 9 is BT.2020; 16 is PQ and 18 HLG (ITU-T H.273).
+      const codes = Buffer.from([0, 9, 0, transfer === 'smpte2084' ? 16 : 18])
+      assert.ok(source.includes(Buffer.concat([Buffer.from('nclx'), codes])))
+      assert.equal(first?.hdr, 'tone-mapped')
+      const { depth, hasProfile } = await sharp(first.bytes).metadata()
+      assert.equal(depth, profile === 'faithful' ? 'ushort' : 'uchar')
+      assert.equal(hasProfile, false)
+      const [red = 0, green = 0, blue = 0] = (await pixelsOf(first.bytes)).data
+      assert.ok(green > 190 && green < 250, `paper white became ${green}`)
+      assert.ok(Math.abs(red - green) <= 2 && Math.abs(blue - green) <= 2, 'grey has a colour now')
+    },
+  })),
+)
+
+const deepAvif: GateCase = {
+  name: 'an AVIF of ten bits and high dynamic range keeps its thousand steps in the faithful profile',
+  needs: ['ffmpeg'],
+  profile: 'faithful',
+  make: (folder) => highAvif(folder, 'arib-std-b67', 'X'),
+  leaves: ['png'],
+  async equal([first]) {
+    const row = { left: 0, top: 8, width: 1024, height: 1 }
+    const deep = sharp(first?.bytes).toColourspace('rgb16').extract(row)
+    const samples = await deep.raw({ depth: 'ushort' }).toBuffer()
+    const greens = new Uint16Array(samples.buffer, samples.byteOffset, samples.length / 2)
+    const steps = new Set(greens.filter((_, i) => i % 3 === 1))
+    assert.ok(steps.size > 700, `${steps.size} steps are left`)
+  },
+}
 
 export const heicCases: readonly GateCase[] = [
   ...turns,
@@ -116,30 +172,8 @@ export const heicCases: readonly GateCase[] = [
       assert.equal(first?.hdr, 'tone-mapped')
     },
   },
-  {
-    name: 'an AVIF of high dynamic range',
-    needs: ['ffmpeg'],
-    async make(folder) {
-      const path = join(folder, 'a.avif')
-      // 58 % of PQ is paper white.
-      const words = '-v error -f lavfi -i color=c=0x949494:s=64x48,format=gbrp -frames:v 1'
-      const colours = '-color_primaries bt2020 -color_trc smpte2084 -colorspace bt2020nc'
-      execFileSync(await ffmpegHere(), [
-        ...words.split(' '),
-        ...['-vf', 'scale=out_color_matrix=bt2020:out_range=pc,format=yuv444p10le'],
-        ...'-c:v libaom-av1 -still-picture 1 -crf 5 -cpu-used 8'.split(' '),
-        ...colours.split(' '),
-        ...['-color_range', 'pc', path],
-      ])
-      return path
-    },
-    leaves: ['png'],
-    async equal([first]) {
-      assert.equal(first?.hdr, 'tone-mapped')
-      const [grey = 0] = (await pixelsOf(first.bytes)).data
-      assert.ok(grey > 190 && grey < 250, `paper white became ${grey}`)
-    },
-  },
+  ...highAvifs,
+  deepAvif,
   {
     name: 'a HEIC with a film behind it',
     needs: ['ffmpeg'],
