@@ -12,6 +12,14 @@ import { checkFlac } from './check-flac.ts'
 import { checkWavpack } from './check-wavpack.ts'
 import { cleanFilm } from './clean-film.ts'
 import { chooseFilmEncoder, filmEncoderDevices, filmEncoderInit } from './film-encoder.ts'
+import {
+  codecNamesArgs,
+  codecNamesBytesMax,
+  filmDecoders,
+  foreignCodec,
+  readForeignCodec,
+} from './film-codecs.ts'
+import type { ForeignCodec } from './film-codecs.ts'
 import { inStepWithPicture, planFilm, planSound, words } from './film-recipe.ts'
 import type { FilmEncoder, SoundRecipe } from './film-recipe.ts'
 import { ffmpegMissing } from './find-ffmpeg.ts'
@@ -120,17 +128,6 @@ async function normaliseContainer(source: Source, options: AvOptions): Promise<N
     throw error
   }
 }
-
-/** What cameras, telephones and editors really put into films. */
-const filmDecoders = [
-  ...words('h264 hevc mpeg4 mjpeg prores vp8 vp9 libvpx libvpx-vp9 av1 libdav1d libaom-av1'),
-  ...words('mpeg1video mpeg2video h263 h263i msmpeg4 msmpeg4v2 msmpeg4v3 dvvideo rawvideo'),
-  ...words('png qtrle dnxhd theora huffyuv ffvhuff ffv1 utvideo magicyuv cfhd'),
-  ...words('aac aac_latm alac mp2 mp2float mp3 mp3float ac3 eac3 dca opus libopus flac vorbis'),
-  ...words('amrnb amrwb adpcm_ima_qt adpcm_ima_wav adpcm_ms qdm2 wmav1 wmav2'),
-  ...words('pcm_s8 pcm_u8 pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le pcm_s32be'),
-  ...words('pcm_f32le pcm_f32be pcm_f64le pcm_f64be pcm_mulaw pcm_alaw pcm_bluray'),
-]
 
 /** Pictures worked on at once cost memory: the larger, the fewer. Twice 4K, one; 4K, two. */
 const threadPixelsMax = 2 * 4096 * 2304
@@ -305,6 +302,8 @@ async function runFilm(
   } catch (error) {
     if (!isSluiceError(error) || error.code !== 'media.corrupt') throw error
     await source.assertUnchanged()
+    const foreign = await findForeignCodec(encoding)
+    if (foreign !== undefined) throw foreignCodec(foreign)
     throw corruptMedium('film', { ms: await findBreak(encoding, whole) })
   }
   // The decoder opened the path and not our descriptor: make sure that it was the same file.
@@ -320,6 +319,24 @@ async function runFilm(
 /** Where a container does not say how long it is: at 64 kbit/s, or the longest that is allowed. */
 function likelyMs(source: Source): number {
   return Math.min(limits.videoDurationMsMax, source.bytes / 8)
+}
+
+/** Whether it is no damage that stopped the decoder; only ever run for what is refused. */
+async function findForeignCodec(encoding: FilmEncoding): Promise<ForeignCodec | undefined> {
+  const { value } = await startFfmpeg(
+    encoding,
+    {
+      ...filmInput(encoding),
+      output: codecNamesArgs,
+      outputBytesMax: codecNamesBytesMax,
+      lenient: true,
+      durationMs: 0,
+      wallMs: lookMs,
+      what: 'film',
+    },
+    readForeignCodec,
+  )
+  return value
 }
 
 /** Decodes until it breaks, and tells how far it came; only ever run for what is refused. */

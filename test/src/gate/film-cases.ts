@@ -621,6 +621,24 @@ function deepFilm(count: number): Buffer {
 const unsupported = { code: 'media.unsupported' as const }
 const tooLarge = { code: 'media.too_large' as const }
 
+/** Whole, but coded as nothing on the list: no damage, and named. */
+const foreignCodecs: GateCase[] = [
+  ['a MOV', [...picture, '-c:v', 'svq1', 'a.mov'], /pictures .* svq1[^]*H\.264/],
+  ['an AVI', [...picture, '-c:v', 'snow', '-strict', '-2', 'a.avi'], /pictures .* snow/],
+  ['a Matroska', [...picture, '-c:v', 'wmv2', 'a.mkv'], /pictures .* wmv2/],
+  ['a Matroska', [...picture, ...tone, ...h264, '-c:a', 'tta', 'b.mkv'], /sound .* tta/],
+  [
+    'an M4A',
+    [...tone, '-c:a', 'adpcm_yamaha', '-f', 'mov', '-brand', 'M4A ', 'a.m4a'],
+    /sound .* adpcm_yamaha/,
+  ],
+].map(([name, args, says]) => ({
+  name: `${String(name)} coded otherwise than is on the list, ${String((args as string[]).at(-1))}`,
+  needs,
+  make: film(...(args as string[])),
+  refused: { code: 'media.unsupported' as const, says: says as RegExp },
+}))
+
 const hostile: GateCase[] = [
   {
     name: 'a playlist called a film',
@@ -834,5 +852,6 @@ export const filmCases: readonly GateCase[] = [
   ...soundsOnly,
   ...damaged,
   ...salvaged,
+  ...foreignCodecs,
   ...hostile,
 ]
