@@ -462,6 +462,25 @@ describe('a submission', () => {
     await requireEnd()
   })
 
+  it('waits for room in the spool without using up receive keys', async () => {
+    const codes: string[] = []
+    const events = {
+      sealingPutOff: (_: unknown, problem: SluiceError) => void codes.push(problem.code),
+    }
+    agent = await startAgent({ reserveBytes: 2 ** 50, events })
+    await until(() => agent?.journal.data.receiveKeys.length === plane.keysPerAnswer)
+    const id = await submit()
+    await until(() => (agent?.journal.data.submissions[id]?.attempts ?? 0) > 0)
+    assert.equal(codes[0], 'spool.full')
+    assert.equal(agent.journal.data.submissions[id]?.state, 'waiting')
+    assert.equal(agent.journal.data.submissions[id]?.problem?.code, 'spool.full')
+    assert.equal(agent.journal.data.receiveKeys.length, plane.keysPerAnswer)
+    await agent.end()
+    agent = await startAgent()
+    await analyse()
+    await requireEnd()
+  })
+
   it('is sealed anew, under another id, when the first sealing was cut short', async () => {
     agent = await startAgent()
     const id = await submit()

@@ -45,6 +45,7 @@ import {
   openSpooledArchive,
   prepareSpool,
   readSpooledEnvelope,
+  requireRoom,
   spooledBytes,
   spooledJobs,
 } from './spool.ts'
@@ -299,17 +300,42 @@ export function createCapture(options: CaptureOptions): Capture {
       scannerSeenAtMs = performance.now()
     } catch (error) {
       if (!isSluiceError(error)) throw error
-      events.sealingPutOff(submission, error)
-      await journal.change((draft) => {
-        const current = draft.submissions[submission.submissionId]
-        if (current?.state === 'waiting') current.problem = problemOf(error)
-      })
+      await putOff(submission, error)
       throw error
     }
   }
 
+  /**
+   * Neither does one for which the spool has no room; smaller ones go before it.
+   *
+   * @throws SluiceError `spool.full`, which passes.
+   */
+  async function requireSpoolRoom(submission: Submission): Promise<void> {
+    const bytes = submission.sources.reduce((sum, source) => sum + source.bytes, 0)
+    try {
+      await requireRoom(spoolDir, { bytes, reserveBytes: options.reserveBytes })
+    } catch (error) {
+      // What else is wrong with the spool is said by the sealing.
+      if (!isSluiceError(error)) return
+      await putOff(submission, error)
+      throw error
+    }
+  }
+
+  /** It waits, behind those that were tried less often. */
+  async function putOff(submission: Submission, problem: SluiceError): Promise<void> {
+    events.sealingPutOff(submission, problem)
+    await journal.change((draft) => {
+      const current = draft.submissions[submission.submissionId]
+      if (current?.state !== 'waiting' && current?.state !== 'sealing') return
+      current.problem = problemOf(problem)
+      if (problem.code === 'spool.full') current.attempts += 1
+    })
+  }
+
   async function sealAs(submission: Submission, id: JobId, purged: AbortSignal): Promise<void> {
     await requireScanner(submission)
+    await requireSpoolRoom(submission)
     const key = await journal.change((draft) => {
       const usable = draft.receiveKeys.findIndex((each) => each.expiresAtMs > now())
       const current = draft.submissions[submission.submissionId]
