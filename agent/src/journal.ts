@@ -215,8 +215,8 @@ const journalData = z.strictObject({
     .default({}),
   /** When this agent learnt that it was revoked. It does no work from then on. */
   lockedOutAtMs: instant.optional(),
-  /** Files of watched folders that were taken, by path. */
-  watched: z.record(z.string(), sourceIdentity),
+  /** What `watched-files.ts` keeps by now, from an agent before it; taken out at the next start. */
+  watched: z.record(z.string(), sourceIdentity).optional(),
 })
 export type JournalData = z.infer<typeof journalData>
 
@@ -309,7 +309,6 @@ function emptyJournal(): JournalData {
     purgedJobs: {},
     quarantine: {},
     contents: {},
-    watched: {},
   }
 }
 

@@ -19,6 +19,7 @@ import { type Capture, createCapture } from './capture/pipeline.ts'
 import { type StageCounts, isSettled, presentSubmission } from './capture/present.ts'
 import { createScanner } from './capture/scan.ts'
 import { watchFolders } from './capture/watch.ts'
+import { type WatchedFiles, openWatchedFiles } from './capture/watched-files.ts'
 import { type AgentConfig, foldersOf } from './config.ts'
 import { type ControlLink, createControlLink } from './control-link.ts'
 import { type RenewableIdentity, keepCertificateFresh, openIdentity } from './enrol.ts'
@@ -149,10 +150,12 @@ export async function runAgent(options: {
     await purges.recover()
     endRole = () => roles.disposeAsync()
     if (lockOut.wasLockedOut) return await lockOut.end(endRole)
+    const watched = await openWatchedFiles(folders.stateDir, journal)
     await capture.start()
     serve = (request, say, caller) => answerCapture(parts, { capture, live }, request, say, caller)
     link.start()
-    roles.defer(keepTidy(parts, { capture, isolation, resultsDir: folders.resultsDir }))
+    const { resultsDir } = folders
+    roles.defer(keepTidy(parts, { capture, watched, isolation, resultsDir }))
   }
   const renewing = keepCertificateFresh({
     identity,
@@ -367,10 +370,12 @@ function keepTidy(
   parts: Parts,
   {
     capture,
+    watched,
     isolation,
     resultsDir,
   }: {
     capture: Capture
+    watched: WatchedFiles
     isolation: IsolationLevel
     resultsDir: string
   },
@@ -389,7 +394,7 @@ function keepTidy(
     }
   })()
   const watching = watchFolders({
-    ...{ journal, capture, signal },
+    ...{ journal, watched, capture, signal },
     folders: config.watch,
     pollMs: config.watchPollMs,
     pendingMax: config.watchPendingMax,

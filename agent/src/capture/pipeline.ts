@@ -1038,7 +1038,6 @@ export function createCapture(options: CaptureOptions): Capture {
       }
       await journal.change((draft) => {
         draft.submissions[submission.submissionId] = submission
-        if (origin === 'watch') for (const each of sources) draft.watched[each.path] = each
         rememberContents(
           draft,
           contents.map((sha256) => contentKey(sha256, analyser)),

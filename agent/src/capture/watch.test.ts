@@ -1,7 +1,18 @@
 /** Proves that a watched file is taken once, and only when nothing writes to it any more. */
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
-import { appendFile, mkdir, mkdtemp, rename, rm, writeFile } from 'node:fs/promises'
+import { watch } from 'node:fs'
+import {
+  appendFile,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readlink,
+  rename,
+  rm,
+  utimes,
+  writeFile,
+} from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { afterEach, beforeEach, describe, it } from 'node:test'
@@ -16,6 +27,7 @@ import { hashFiles } from './hash-files.ts'
 import type { NewSubmission } from './pipeline.ts'
 import { identifySource } from './sources.ts'
 import { createLook } from './watch.ts'
+import { type WatchedFiles, openWatchedFiles } from './watched-files.ts'
 
 let folder: string
 let state: string
@@ -30,7 +42,7 @@ beforeEach(async () => {
   clock = { nowMs: 1000 }
   duplicates = 0
   held = []
-  look = makeLook(await openJournal(state))
+  look = await makeLook(await openJournal(state))
 })
 afterEach(async () => {
   await rm(folder, { recursive: true, force: true })
@@ -46,12 +58,14 @@ const rule: Omit<WatchedFolder, 'path'> = {
   ...{ include: [], exclude: [], settleMs: 0, batchFiles: 1, batchMs: 60_000, dedupe: true },
 }
 
-function makeLook(
+async function makeLook(
   journal: Journal,
-  more: Partial<WatchedFolder> & { pendingMax?: number } = {},
-): () => Promise<void> {
-  const { pendingMax = 100, ...changed } = more
+  more: Partial<WatchedFolder> & { pendingMax?: number; watched?: WatchedFiles } = {},
+): Promise<() => Promise<void>> {
+  const { pendingMax = 100, watched: given, ...changed } = more
+  const watched = given ?? (await openWatchedFiles(state, journal))
   return createLook({
+    watched,
     folders: [{ path: folder, ...rule, ...changed }],
     journal,
     capture: {
@@ -61,7 +75,6 @@ function makeLook(
         const id = newId(submissionId, clock.nowMs)
         const { analyser, source, contents = [] } = submission
         await journal.change((draft) => {
-          for (const each of sources) draft.watched[each.path] = each
           draft.submissions[id] = {
             ...{ submissionId: id, createdAtMs: clock.nowMs, origin: 'watch', analyser, sources },
             ...{ source, state: 'waiting', attempts: 0 },
@@ -99,16 +112,55 @@ describe('a watched folder', () => {
     assert.equal(taken[0]?.origin, 'watch')
   })
 
+  it('needs no events, which network shares do not send', async () => {
+    const events = async () => {
+      const open = (await readdir('/proc/self/fd')).map((fd) => path.join('/proc/self/fd', fd))
+      const targets = await Promise.all(open.map((fd) => readlink(fd).catch(() => '')))
+      return targets.filter((target) => target.includes('inotify')).length
+    }
+    const before = await events()
+    await put('a.jpg')
+    await look()
+    await look()
+    assert.equal(taken.length, 1)
+    assert.equal(await events(), before)
+    // Whoever asks for events is seen.
+    const watcher = watch(folder)
+    assert.ok((await events()) > before)
+    watcher.close()
+  })
+
+  it('waits while either size or time of a file still changes: a share may show one late', async () => {
+    const file = path.join(folder, 'a.jpg')
+    await put('a.jpg', 'one')
+    await utimes(file, 1000, 1000)
+    await look()
+    await put('a.jpg', 'longer')
+    await utimes(file, 1000, 1000)
+    await look()
+    await put('a.jpg', 'as long')
+    await utimes(file, 1000, 1000)
+    await look()
+    assert.equal(taken.length, 0)
+    await utimes(file, 1000, 1001)
+    await look()
+    assert.equal(taken.length, 0)
+    await look()
+    assert.equal(taken.length, 1)
+  })
+
   it('outlives a disk too full to write down what is gone', async () => {
     let full = false
-    const journal = await openJournal(state, {
+    const journal = await openJournal(state)
+    const effects = {
       ...diskEffects,
-      async create(file, bytes, mode) {
+      async create(file: string, bytes: Uint8Array, mode: number) {
         if (full) throw Object.assign(new Error('no room'), { code: 'ENOSPC' })
         await diskEffects.create(file, bytes, mode)
       },
-    })
-    look = makeLook(journal)
+    }
+    look = await makeLook(journal, { watched: await openWatchedFiles(state, journal, effects) })
+    const written = async () => (await openWatchedFiles(state, await openJournal(state))).paths()
     await put('a.jpg')
     await look()
     await look()
@@ -116,17 +168,17 @@ describe('a watched folder', () => {
     full = true
     await look()
     assert.deepEqual(failures, [folder])
-    assert.equal(Object.keys(journal.data.watched).length, 1)
+    assert.equal((await written()).length, 1)
     full = false
     await look()
-    assert.equal(Object.keys(journal.data.watched).length, 0)
+    assert.equal((await written()).length, 0)
   })
 
   it('remembers across a restart what it gave', async () => {
     await put('a.jpg')
     await look()
     await look()
-    look = makeLook(await openJournal(state))
+    look = await makeLook(await openJournal(state))
     await look()
     await look()
     assert.equal(taken.length, 1)
@@ -172,16 +224,16 @@ describe('what is taken from a watched folder', () => {
     await put(path.join('below', '.thumbs', 'e.jpg'))
     const journal = await openJournal(state)
     const named = { include: ['*.jpg'], exclude: ['draft-*'] }
-    await twice(makeLook(journal, named))
+    await twice(await makeLook(journal, named))
     assert.deepEqual(names(), [['A.JPG']])
-    await twice(makeLook(journal, { ...named, subfolders: true }))
+    await twice(await makeLook(journal, { ...named, subfolders: true }))
     assert.deepEqual(names(), [['A.JPG'], [path.join('below', 'e.jpg')]])
-    await twice(makeLook(journal, { include: ['below/**'], subfolders: true }))
+    await twice(await makeLook(journal, { include: ['below/**'], subfolders: true }))
     assert.equal(taken.length, 2)
   })
 
   it('waits until it was left alone for as long as is set, and is never empty', async () => {
-    look = makeLook(await openJournal(state), { settleMs: 10_000 })
+    look = await makeLook(await openJournal(state), { settleMs: 10_000 })
     await put('a.jpg')
     await put('empty.jpg', '')
     await twice()
@@ -206,7 +258,7 @@ describe('what is taken from a watched folder', () => {
   })
 
   it('goes together by number, and the rest after a time', async () => {
-    look = makeLook(await openJournal(state), { batchFiles: 2, batchMs: 5000 })
+    look = await makeLook(await openJournal(state), { batchFiles: 2, batchMs: 5000 })
     for (const name of ['a.jpg', 'b.jpg', 'c.jpg']) await put(name)
     await twice()
     assert.deepEqual(names(), [['a.jpg', 'b.jpg']])
@@ -220,7 +272,7 @@ describe('what is taken from a watched folder', () => {
 
   it('waits in its folder while too much waits to be sealed', async () => {
     const journal = await openJournal(state)
-    look = makeLook(journal, { pendingMax: 2 })
+    look = await makeLook(journal, { pendingMax: 2 })
     for (const name of ['a.jpg', 'b.jpg', 'c.jpg', 'd.jpg']) await put(name)
     await twice()
     await look()
@@ -241,22 +293,22 @@ describe('what is taken from a watched folder', () => {
     assert.equal(duplicates, 1)
     await rm(path.join(folder, 'a.jpg'))
     const journal = await openJournal(state)
-    look = makeLook(journal)
+    look = await makeLook(journal)
     await put('c.jpg', 'the same')
     await twice()
     assert.equal(taken.length, 1)
     assert.equal(duplicates, 2)
     await put('d.jpg', 'the same')
-    await twice(makeLook(journal, { analyser: 'other' }))
+    await twice(await makeLook(journal, { analyser: 'other' }))
     assert.deepEqual(names().at(-1), ['d.jpg'])
     await put('e.jpg', 'the same')
-    await twice(makeLook(journal, { dedupe: false }))
+    await twice(await makeLook(journal, { dedupe: false }))
     assert.deepEqual(names().at(-1), ['e.jpg'])
   })
 
   it('is taken again when what it was taken for came to nothing', async () => {
     const journal = await openJournal(state)
-    look = makeLook(journal)
+    look = await makeLook(journal)
     await put('a.jpg', 'the same')
     await twice()
     await journal.change((draft) => {

@@ -13,11 +13,13 @@ import { hashFiles } from './hash-files.ts'
 import type { Capture } from './pipeline.ts'
 import { type Sighting, batches, isSettled, sight } from './settle.ts'
 import { identifySource, isSameSource } from './sources.ts'
+import type { WatchedFiles } from './watched-files.ts'
 import { isMeant } from './watched-names.ts'
 
 export type WatchOptions = {
   folders: readonly WatchedFolder[]
   journal: Journal
+  watched: WatchedFiles
   capture: Pick<Capture, 'submit'>
   pollMs: number
   /** So many submissions may wait for their sealing; files beyond stay where they are. */
@@ -52,7 +54,7 @@ type Finished = Sighting & { sha256: string | undefined }
 
 /** One look over all folders; keeps what it saw for the next one. */
 export function createLook(options: WatchOptions): () => Promise<void> {
-  const { journal, capture, signal } = options
+  const { journal, watched, capture, signal } = options
   const now = options.now ?? Date.now
   const hash =
     options.hash ??
@@ -73,8 +75,7 @@ export function createLook(options: WatchOptions): () => Promise<void> {
       const isSame = earlier !== undefined && isSameSource(earlier.source, source)
       const sighting = sight(earlier, { source, isSame, atMs })
       seen.set(file, sighting)
-      const taken = journal.data.watched[file]
-      if (taken && isSameSource(taken, source)) continue
+      if (watched.isTaken(source)) continue
       if (isSettled(sighting, { settleMs: folder.settleMs, atMs })) finished.push(sighting)
     }
     await take(folder, finished, atMs)
@@ -103,11 +104,13 @@ export function createLook(options: WatchOptions): () => Promise<void> {
 
   async function submit(folder: WatchedFolder, batch: readonly Finished[]): Promise<void> {
     const { analyser, moveTo, sourceAction: action, sourceWhen: when } = folder
-    await capture.submit({
+    const id = await capture.submit({
       files: batch.map(({ source }) => source.path),
       ...{ analyser, source: { action, when }, moveTo, origin: 'watch' },
       contents: batch.flatMap(({ sha256 }) => sha256 ?? []),
     })
+    // As they were when they were submitted; a purge may have dropped the submission since.
+    watched.remember(journal.data.submissions[id]?.sources ?? batch.map(({ source }) => source))
     for (const { source } of batch) hashes.delete(source.path)
   }
 
@@ -131,9 +134,7 @@ export function createLook(options: WatchOptions): () => Promise<void> {
       else fresh.set(sha256, each)
     }
     if (known.length > 0) {
-      await journal.change((draft) => {
-        for (const source of known) draft.watched[source.path] = source
-      })
+      watched.remember(known)
       for (const { path: file } of known) hashes.delete(file)
       options.duplicates?.(known.length)
     }
@@ -156,18 +157,13 @@ export function createLook(options: WatchOptions): () => Promise<void> {
   }
 
   /** Files that are gone are forgotten, so that a new one of that name is taken. */
-  async function forgetGone(
-    seen: ReadonlyMap<string, Sighting>,
-    read: readonly WatchedFolder[],
-  ): Promise<void> {
+  function forgetGone(seen: ReadonlyMap<string, Sighting>, read: readonly WatchedFolder[]): void {
     for (const file of hashes.keys()) if (!seen.has(file)) hashes.delete(file)
-    const gone = Object.keys(journal.data.watched).filter(
-      (file) => !seen.has(file) && read.some((folder) => isWithin(file, folder)),
+    watched.forget(
+      watched
+        .paths()
+        .filter((file) => !seen.has(file) && read.some((folder) => isWithin(file, folder))),
     )
-    if (gone.length === 0) return
-    await journal.change((draft) => {
-      for (const file of gone) delete draft.watched[file]
-    })
   }
 
   return async () => {
@@ -184,10 +180,11 @@ export function createLook(options: WatchOptions): () => Promise<void> {
       }
     }
     before = seen
+    forgetGone(seen, read)
     try {
-      await forgetGone(seen, read)
+      await watched.save()
     } catch (error) {
-      // They are forgotten with the next look that finds room to write it down.
+      // It is written down with the next look that finds room.
       if (!isSluiceError(error)) throw error
       for (const folder of read) options.failed(folder.path, error)
     }
