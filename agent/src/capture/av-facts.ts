@@ -105,11 +105,13 @@ export function corruptMedium(
   })
 }
 
-export function unsupportedMedium(what: 'film' | 'sound', found: string): SluiceError {
-  const instead =
-    what === 'film'
-      ? 'Export it as an ordinary MP4 with picture and sound in one file.'
-      : 'Export it as WAV, FLAC or MP3.'
+export function unsupportedMedium(
+  what: 'film' | 'sound',
+  found: string,
+  instead = what === 'film'
+    ? 'Export it as an ordinary MP4 with picture and sound in one file.'
+    : 'Export it as WAV, FLAC or MP3.',
+): SluiceError {
   return new SluiceError('media.unsupported', `the content is ${found}, which is not accepted`, {
     hint: instead,
   })
@@ -121,9 +123,12 @@ export function tooLarge(what: 'film' | 'sound', why: string, limit: string): Sl
   })
 }
 
-/** Reads forward in large pieces, so that walking over small frames costs no system call each. */
-export function readAhead(source: Readable): Readable {
-  const pieceBytes = 256 * 1024
+/**
+ * Reads forward in pieces, so that walking over small frames costs no system call each.
+ *
+ * @param pieceBytes Small where what is read lies far apart.
+ */
+export function readAhead(source: Readable, pieceBytes = 256 * 1024): Readable {
   let piece: Buffer = Buffer.alloc(0)
   let from = 0
   return {

@@ -4,6 +4,9 @@ export type Foreign = { name: string; instead: string }
 
 export const exportAgain =
   'Export it as JPEG, PNG, MP4, WAV or another accepted format; docs/operate/gate.md lists them.'
+/** Loses nothing, and takes seconds. */
+export const intoMatroska =
+  'Put it into Matroska as it is coded (ffmpeg -fflags +genpts -i FILE -c copy FILE.mkv), or export it as MP4.'
 const exportAsPicture = 'Export the picture as JPEG, PNG or TIFF first.'
 const printAsPicture = 'Export the pages as PNG or TIFF on a machine that has nothing to lose.'
 export const develop = 'Develop it in a raw converter, and submit the JPEG or TIFF.'
@@ -45,11 +48,14 @@ const magics: readonly (readonly [string, Foreign, number?])[] = [
   [hex('IIRS'), rawPhoto('ORF')],
   [hex('MMOR'), rawPhoto('ORF')],
   [hex('#!AMR'), called('AMR of several channels', exportAgain)],
-  [hex('FLV'), called('FLV', exportAgain)],
-  ['3026b2758e66cf11', called('WMV or ASF', exportAgain)],
-  ['000001ba', called('an MPEG program stream', exportAgain)],
-  ['000001b3', called('an MPEG elementary stream', exportAgain)],
-  ['060e2b34', called('MXF', exportAgain)],
+  [hex('FLV'), called('FLV', intoMatroska)],
+  [
+    '3026b2758e66cf11',
+    called('WMV or ASF', 'Export it as MP4 (ffmpeg -i FILE -c:v libx264 -c:a aac FILE.mp4).'),
+  ],
+  ['000001ba', called('an MPEG program stream', intoMatroska)],
+  ['000001b3', called('an MPEG elementary stream', intoMatroska)],
+  ['060e2b34', called('MXF', intoMatroska)],
   [hex('MThd'), called('MIDI', 'Render it to sound first.')],
   ['504b0304', archive('a ZIP archive')],
   ['504b0506', archive('a ZIP archive')],

@@ -2,6 +2,7 @@
 import { limits } from '@sluice/protocol/limits'
 import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
 import type { Readable, ReadOptions } from './av-facts.ts'
+import { intoMatroska } from './foreign.ts'
 
 export type OggFacts = {
   sampleRateHz: number
@@ -134,7 +135,9 @@ function readHead(body: Buffer): Head | undefined {
   if (starts('Speex   ') && body.length >= 80) {
     return { codec: 'speex', channels: body.readUInt32LE(48), rate: body.readUInt32LE(36) }
   }
-  if (starts('\x80theora') || starts('BBCD')) throw unsupportedMedium('film', 'an Ogg film')
+  if (starts('\x80theora') || starts('BBCD')) {
+    throw unsupportedMedium('film', 'an Ogg film', intoMatroska)
+  }
   return undefined
 }
 

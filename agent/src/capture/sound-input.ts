@@ -1,7 +1,7 @@
 /** Decides what of a sound file is handed to ffmpeg, and as what: only its samples or frames, never its tags. */
 import assert from 'node:assert/strict'
-import { SluiceError } from '@sluice/protocol/errors'
 import { readAiff } from './aiff-structure.ts'
+import { unsupportedMedium } from './av-facts.ts'
 import type { ReadOptions } from './av-facts.ts'
 import { words } from './film-recipe.ts'
 import { flacHeadBytes, listFlacBlocks, readFlacHead } from './flac-structure.ts'
@@ -130,9 +130,11 @@ async function flacInput(source: Source): Promise<SoundInput> {
   const facts = readFlacHead(await source.read(start, Math.min(flacHeadBytes, end - start)))
   const blocks = await listFlacBlocks(end - start, (at, length) => source.read(start + at, length))
   if (facts.bitsPerSample > 24) {
-    throw new SluiceError('media.unsupported', 'the content is FLAC of more than 24 bits', {
-      hint: 'Export it with 24 bits or fewer.',
-    })
+    throw unsupportedMedium(
+      'sound',
+      'FLAC of more than 24 bits',
+      'Export it as WAV of 32 bits (profile "faithful" keeps them all), or as FLAC of 24 bits.',
+    )
   }
   const tagged = start > 0 || end < source.bytes
   return {

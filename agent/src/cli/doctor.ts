@@ -94,7 +94,9 @@ async function ffmpegText({ isolation, ffmpegPath, gate }: AgentConfig): Promise
     const instead = encoder === wanted ? '' : `, as ${wanted} does not work here`
     return `${found.version} (${found.origin}) ${found.program}, films by ${encoder}${instead}`
   }
-  throw new SluiceError('media.decoder_missing', 'not found: films and most sounds are refused', {
+  const missing =
+    'not found: films are refused, and all sounds but uncompressed WAV, which stays uncompressed'
+  throw new SluiceError('media.decoder_missing', missing, {
     hint: 'Install ffmpeg 5.1 or later (Debian: apt install ffmpeg), or set "ffmpegPath".',
   })
 }

@@ -618,6 +618,13 @@ function deepFilm(count: number): Buffer {
   ])
 }
 
+/** Does what the hint of a refusal says. */
+const intoMatroska = (make: (folder: string) => string) => (folder: string) => {
+  const file = make(folder)
+  run(['-fflags', '+genpts', '-i', file, '-c', 'copy', `${file}.mkv`])
+  return `${file}.mkv`
+}
+
 const unsupported = { code: 'media.unsupported' as const }
 const tooLarge = { code: 'media.too_large' as const }
 
@@ -797,7 +804,34 @@ const hostile: GateCase[] = [
     name: 'an Ogg film',
     needs,
     make: film(...picture, '-c:v', 'libtheora', '-an', 'a.ogv'),
-    refused: { ...unsupported, says: /Ogg film/ },
+    refused: { ...unsupported, says: /Ogg film[^]*-c copy FILE\.mkv/ },
+  },
+  {
+    name: 'an Ogg film that was put into Matroska as it was told',
+    needs,
+    make: intoMatroska(
+      film(...picture, ...tone, '-c:v', 'libtheora', '-c:a', 'libvorbis', 'a.ogv'),
+    ),
+    leaves: both,
+    equal: whole,
+  },
+  {
+    name: 'a film in FLV',
+    needs,
+    make: film(...picture, ...tone, '-ar', '44100', ...h264, '-c:a', 'aac', 'a.flv'),
+    refused: { ...unsupported, says: /FLV[^]*-c copy FILE\.mkv/ },
+  },
+  {
+    name: 'a film in FLV that was put into Matroska as it was told',
+    needs,
+    make: intoMatroska(film(...picture, ...tone, '-ar', '44100', ...h264, '-c:a', 'aac', 'a.flv')),
+    leaves: both,
+  },
+  {
+    name: 'a film in an MPEG program stream',
+    needs,
+    make: film(...picture, '-c:v', 'mpeg2video', '-f', 'vob', 'a.mpg'),
+    refused: { ...unsupported, says: /program stream[^]*-c copy FILE\.mkv/ },
   },
   {
     name: 'a scrambled transport stream',

@@ -550,6 +550,17 @@ const limited: GateCase[] = [
     refused: { code: 'media.corrupt', says: /at byte 0/ },
   },
   {
+    name: 'a FLAC of 32 bits',
+    needs,
+    make: changed(film(...noise, '-c:a', 'flac', '-sample_fmt', 's16', 'a.flac'), (bytes) => {
+      // Bits less one, across the boundary of two bytes of STREAMINFO.
+      bytes.writeUInt8(bytes.readUInt8(20) | 1, 20)
+      bytes.writeUInt8(bytes.readUInt8(21) | 0xf0, 21)
+      return bytes
+    }),
+    refused: { code: 'media.unsupported', says: /24 bits[^]*WAV of 32 bits/ },
+  },
+  {
     name: 'a WAV of a rare codec',
     needs,
     make: film(...tone, '-c:a', 'wmav2', 'a.wav'),
