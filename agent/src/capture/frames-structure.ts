@@ -14,6 +14,8 @@ export type FramesFacts = {
   end: number
   /** Whether something broke there, and the rest is left out. */
   partial: boolean
+  /** Whether all that broke is that the last frame has not all of its bytes. */
+  cut: boolean
 }
 
 /**
@@ -24,18 +26,29 @@ export type FramesFacts = {
  */
 export async function walkFrames(
   source: Readable,
-  options: ReadOptions & { format: 'mp3' | 'aac' | 'amr' | 'awb'; from: number; to: number },
+  options: ReadOptions & {
+    format: 'mp3' | 'aac' | 'amr' | 'awb'
+    from: number
+    to: number
+    /** Leaves out a last frame that has not all of its bytes; whether that is all, the caller says. */
+    takesCut?: boolean
+  },
 ): Promise<FramesFacts> {
-  const { format, from, to, salvage } = options
+  const { format, from, to, salvage, takesCut } = options
   const ahead = readAhead({ bytes: to, read: (at, length) => source.read(at, length) })
-  const facts = { sampleRateHz: 0, channels: 0, frames: 0, samples: 0, end: from, partial: false }
+  const facts: FramesFacts = {
+    ...{ sampleRateHz: 0, channels: 0, frames: 0, samples: 0, end: from },
+    ...{ partial: false, cut: false },
+  }
   while (facts.end < to) {
     const head = await ahead.read(facts.end, Math.min(7, to - facts.end))
     const frame = readHeader(head, format)
     if (frame === undefined || facts.end + frame.frameBytes > to) {
       // Recorders fill the rest of their last block with zeros.
       if (frame === undefined && facts.frames > 0 && (await isBlank(ahead, facts.end, to))) break
-      if (salvage !== true || facts.frames === 0) throw corruptMedium('sound', { byte: facts.end })
+      facts.cut = frame !== undefined && facts.frames > 0
+      const left = salvage === true || (takesCut === true && facts.cut)
+      if (!left || facts.frames === 0) throw corruptMedium('sound', { byte: facts.end })
       facts.partial = true
       break
     }

@@ -1,4 +1,5 @@
 /** Finds where the frames of an MP3 or an AAC begin and end, between the tags that others put around them. */
+import { SluiceError } from '@sluice/protocol/errors'
 import { corruptMedium } from './av-facts.ts'
 import type { Readable, ReadOptions } from './av-facts.ts'
 import { walkFrames } from './frames-structure.ts'
@@ -10,7 +11,7 @@ export type TaggedFacts = FramesFacts & {
   /** The frames lie from `start` to before `end`. */
   start: number
   /** What an MP3 encoder's own header says; `exact` when it also tells what is padding. */
-  declared: { samples: number; exact: boolean } | undefined
+  declared: { frames: number; samples: number; exact: boolean } | undefined
   removed: string[]
 }
 
@@ -36,11 +37,23 @@ export async function readTagged(
   if (start > tagEnd) removed.add('junk')
   const end = await tailStart(source, start)
   if (end < source.bytes) removed.add('id3')
-  const frames = await walkFrames(source, { ...options, from: start, to: end })
+  const frames = await walkFrames(source, { ...options, from: start, to: end, takesCut: true })
   if (frames.end < end && !frames.partial) removed.add('trailer')
   const head = await source.read(start, Math.min(512, frames.end - start))
   const declared = format === 'mp3' ? readDeclared(head) : undefined
-  return { ...frames, start, declared, removed: [...removed].toSorted() }
+  const facts = { ...frames, start, declared }
+  if (!frames.cut || options.salvage === true) return { ...facts, removed: [...removed].toSorted() }
+  // The header's own frame is not among those that it counts.
+  if (declared?.frames !== frames.frames) throw cutSound(frames.end)
+  removed.add('cut-frame')
+  return { ...facts, partial: false, removed: [...removed].toSorted() }
+}
+
+/** A copy that broke off ends like this too: only a count of frames tells that no more is missing. */
+function cutSound(byte: number): SluiceError {
+  return new SluiceError('media.corrupt', `the sound ends within a frame, at byte ${byte}`, {
+    hint: 'More than that may be missing: copy it from the device again, or take its whole frames with --salvage.',
+  })
 }
 
 /** Where the tags at the end begin, or the end of the file. */
@@ -79,10 +92,12 @@ function readDeclared(frame: Buffer): TaggedFacts['declared'] {
   const name = frame.toString('latin1', at, at + 4)
   const hasFrames = (frame.readUInt32BE(at + 4) & 1) === 1
   if ((name !== 'Xing' && name !== 'Info') || !hasFrames) return undefined
-  const samples = frame.readUInt32BE(at + 8) * (mpeg1 ? 1152 : 576)
+  const frames = frame.readUInt32BE(at + 8)
+  const samples = frames * (mpeg1 ? 1152 : 576)
   // With all four optional fields LAME's part follows; its two 12-bit counts lie 141 bytes in.
   const padding = frame.readUIntBE(at + 141, 3)
   const known = (frame.readUInt32BE(at + 4) & 15) === 15 && padding !== 0
   const heard = samples - (padding >> 12) - (padding & 0xfff)
-  return known && heard > 0 ? { samples: heard, exact: true } : { samples, exact: false }
+  const exact = known && heard > 0
+  return { frames, samples: exact ? heard : samples, exact }
 }

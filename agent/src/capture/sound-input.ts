@@ -166,7 +166,7 @@ async function framesInput(
       samples: declared?.samples ?? found.samples,
     },
     depth: 16,
-    check: exact ? 'exactly' : 'padded',
+    check: exact && !found.cut ? 'exactly' : 'padded',
     // Without seeking, ffmpeg leaves the padding at the end to us.
     filters: exact ? [`atrim=end_sample=${declared.samples}`] : [],
     partial,

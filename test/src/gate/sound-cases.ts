@@ -474,6 +474,52 @@ const damaged: GateCase[] = Object.entries(sources).flatMap(([name, make]) => {
   return [...rows, left]
 })
 
+/** Recorders that lose power, and programs that split, leave a part of the last frame. */
+const without = (bytes: number) => (whole: Buffer) => whole.subarray(0, -bytes)
+const cutFrames: GateCase[] = [
+  {
+    name: 'an MP3 whose last frame is cut, as its own count says',
+    needs,
+    make: changed(sources['a.mp3'] as (folder: string) => string, without(100)),
+    leaves: flac,
+    removed: ['cut-frame'],
+    equal: ([sound]) => {
+      assert.equal(sound?.partial, undefined)
+      // All but what that frame held.
+      const missingMs = 1000 - (sound?.durationMs ?? 0)
+      assert.ok(missingMs >= 0 && missingMs <= 24, String(missingMs))
+    },
+  },
+  {
+    name: 'an MP3 whose last frame is cut before a tag',
+    needs,
+    make: changed(sources['a.mp3'] as (folder: string) => string, (bytes) =>
+      Buffer.concat([without(100)(bytes), Buffer.from('TAGcanary-behind'.padEnd(128, '\0'))]),
+    ),
+    leaves: flac,
+    gone: ['canary-behind'],
+    removed: ['cut-frame', 'id3'],
+  },
+  {
+    name: 'an MP3 that lacks its last two frames',
+    needs,
+    make: changed(sources['a.mp3'] as (folder: string) => string, without(1000)),
+    refused: corrupt(/within a frame[^]*--salvage/),
+  },
+  {
+    name: 'an MP3 whose last frame is cut, and that counts nothing',
+    needs,
+    make: changed(sources['b.mp3'] as (folder: string) => string, without(100)),
+    refused: corrupt(/within a frame[^]*--salvage/),
+  },
+  {
+    name: 'an AAC whose last frame is cut',
+    needs,
+    make: changed(sources['a.aac'] as (folder: string) => string, without(100)),
+    refused: corrupt(/within a frame[^]*--salvage/),
+  },
+]
+
 const spoiltCases: GateCase[] = ['a.flac', 'a.aac', 'a.ogg', 'a.amr'].map((name) => ({
   name: `${name} that is spoilt inside`,
   needs,
@@ -573,6 +619,7 @@ export const soundCases: readonly GateCase[] = [
   ...coded,
   ...stripped,
   ...damaged,
+  ...cutFrames,
   ...spoiltCases,
   ...limited,
 ]
