@@ -322,7 +322,7 @@ async function render(
   const { hasAlpha, depth, space } = await decoding(input, facts, () =>
     open(input, settings).metadata(),
   )
-  const deep = depth === 'ushort' && profile.depth === 'as-is'
+  let deep = depth === 'ushort' && profile.depth === 'as-is'
   let keep = colours.keep
   let image = open(input, { ...settings, ignoreIcc: keep !== undefined })
   image = scale(image, page, profile)
@@ -332,13 +332,17 @@ async function render(
     // A profile of no standard space: sixteen bits of P3 hold what a screen or camera can see.
     image = image.pipelineColourspace('rgb16').withIccProfile('p3', { attach: false })
     image = image.toColourspace('rgb16')
+    deep = true
     keep = 'p3'
   } else if (colours.icc !== undefined && depth === 'ushort') {
     // sharp converts sixteen bits to P3 on the way, and would leave them there.
     image = image.withIccProfile('srgb', { attach: false })
   }
   const form = formOf(input, { profile, hasAlpha })
-  const bytes = await decoding(input, facts, async () => write(image, form, keep))
+  const bytes = await decoding(input, facts, async () => {
+    const unseen = hasAlpha && (await mayHoldUnseen(open(input, settings), page))
+    return write(unseen ? await withoutUnseen(image, deep) : image, form, keep)
+  })
   return facts.damagedAt === undefined ? { bytes } : { bytes, partial: true }
 }
 
@@ -369,6 +373,33 @@ function turn(image: Sharp, orientation: Orientation): Sharp {
   const [mirrored, degrees] = turns[orientation]
   const upright = mirrored ? image.flop() : image
   return degrees === 0 ? upright : upright.rotate(degrees)
+}
+
+/** Smaller ones are quicker blanked than looked at; larger ones need memory that an opaque one spares. */
+const blankedPixelsAlways = 25_000_000
+
+async function mayHoldUnseen(image: Sharp, { widthPixels, heightPixels }: Size): Promise<boolean> {
+  if (widthPixels * heightPixels <= blankedPixelsAlways) return true
+  const { channels } = await image.stats()
+  return channels.at(-1)?.min === 0
+}
+
+/**
+ * Colours of pixels that cannot be seen become black: editors that erase leave there what was erased,
+ * and whoever drops the alpha would see it again.
+ */
+async function withoutUnseen(image: Sharp, deep: boolean): Promise<Sharp> {
+  const { data, info } = await image
+    .raw({ depth: deep ? 'ushort' : 'uchar' })
+    .toBuffer({ resolveWithObject: true })
+  const { width, height, channels } = info
+  const samples = deep ? new Uint16Array(data.buffer, data.byteOffset, data.length / 2) : data
+  const alpha = channels - 1
+  for (let at = 0; at < samples.length; at += channels) {
+    if (samples[at + alpha] === 0) samples.fill(0, at, at + alpha)
+  }
+  const blanked = sharp(samples, { limitInputPixels: false, raw: { width, height, channels } })
+  return blanked.toColourspace(deep ? 'rgb16' : 'srgb')
 }
 
 function formOf(

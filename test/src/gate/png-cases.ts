@@ -6,7 +6,7 @@ import { deflateSync } from 'node:zlib'
 import { rgbSpaces, writeProfile } from '@sluice/agent/capture/icc-profile'
 import sharp from 'sharp'
 
-import type { GateCase } from './cases.ts'
+import type { GateCase, Outcome } from './cases.ts'
 import { animatedPng, chunk, exifBlock, withChunks } from './make-pictures.ts'
 import { drawScene, picture, pixelsOf, turned } from './pixels.ts'
 import type { Pixels } from './pixels.ts'
@@ -30,7 +30,60 @@ async function sameNumbers(bytes: Buffer, wanted: Pixels): Promise<void> {
 
 const deep = () => picture(scene).toColourspace('rgb16').png().toBuffer()
 
+/** The scene with its left half erased as editors do it: only the alpha is gone. */
+function erased(): Pixels {
+  const data = Buffer.alloc(scene.width * scene.height * 4)
+  for (let i = 0; i < scene.width * scene.height; i++) {
+    scene.data.copy(data, i * 4, i * 3, i * 3 + 3)
+    data[i * 4 + 3] = i % scene.width < scene.width / 2 ? 0 : 255
+  }
+  return { ...scene, channels: 4, data }
+}
+
+/** Nothing is left of what was erased; the rest has the numbers it had. */
+async function holdsNoErased(outcomes: readonly Outcome[], source: Buffer): Promise<void> {
+  const sixteen = (bytes: Buffer) =>
+    sharp(bytes, { ignoreIcc: true }).toColourspace('rgb16').raw({ depth: 'ushort' }).toBuffer()
+  const [before, after] = [await sixteen(source), await sixteen(firstBytes(outcomes))]
+  assert.equal(after.length, before.length)
+  let hidden = 0
+  for (let at = 0; at < before.length; at += 8) {
+    const pixel = before.subarray(at, at + 8)
+    if (pixel.readUInt16LE(6) !== 0) continue
+    if (pixel.some((byte) => byte !== 0)) hidden += 1
+    pixel.fill(0)
+  }
+  assert.ok(hidden > 0, 'the input has no colours that cannot be seen')
+  assert.deepEqual(after, before)
+}
+
 export const pngCases: readonly GateCase[] = [
+  {
+    name: 'a PNG whose erased half still has its colours',
+    quick: true,
+    make: file('a.png', () => picture(erased()).png().toBuffer()),
+    leaves: ['png'],
+    equal: holdsNoErased,
+  },
+  {
+    name: 'a PNG of 16 bits whose erased half still has its colours, in the faithful profile',
+    profile: 'faithful',
+    make: file('a.png', () => picture(erased()).toColourspace('rgb16').png().toBuffer()),
+    leaves: ['png'],
+    equal: holdsNoErased,
+  },
+  {
+    name: 'a PNG in P3 whose erased half still has its colours, in the faithful profile',
+    profile: 'faithful',
+    make: file('a.png', async () =>
+      sharp(await picture(erased()).png().toBuffer())
+        .withIccProfile('p3')
+        .png()
+        .toBuffer(),
+    ),
+    leaves: ['png'],
+    equal: holdsNoErased,
+  },
   {
     name: 'a PNG keeps every bit and loses every text',
     quick: true,
