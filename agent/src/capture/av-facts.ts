@@ -123,16 +123,25 @@ export function tooLarge(what: 'film' | 'sound', why: string, limit: string): Sl
   })
 }
 
+export type Ahead = Readable & {
+  /** The range without waiting, where it has been read already: millions of waits take a minute. */
+  held: (offset: number, length: number) => Buffer | undefined
+}
+
 /**
  * Reads forward in pieces, so that walking over small frames costs no system call each.
  *
  * @param pieceBytes Small where what is read lies far apart.
  */
-export function readAhead(source: Readable, pieceBytes = 256 * 1024): Readable {
+export function readAhead(source: Readable, pieceBytes = 256 * 1024): Ahead {
   let piece: Buffer = Buffer.alloc(0)
   let from = 0
   return {
     bytes: source.bytes,
+    held: (offset, length) =>
+      offset < from || offset + length > from + piece.length
+        ? undefined
+        : piece.subarray(offset - from, offset - from + length),
     async read(offset, length) {
       if (offset < from || offset + length > from + piece.length) {
         if (length >= pieceBytes) return source.read(offset, length)

@@ -14,6 +14,8 @@ export const flacHeadBytes = 42
 
 /** A cover picture can be large; what lies before the first frame is read, but not kept. */
 const metadataBytesMax = 32 * 1024 ** 2
+/** There are seven kinds, most of them once. */
+const blocksMax = 1000
 
 const blockNames = [
   'streaminfo',
@@ -57,7 +59,9 @@ export async function listFlacBlocks(
   read: (offset: number, length: number) => Promise<Buffer>,
 ): Promise<string[]> {
   const kinds = new Set<string>()
+  let count = 0
   for (let at = 4; at + 4 <= bytes && at < metadataBytesMax;) {
+    if (++count > blocksMax) break
     const header = (await read(at, 4)).readUInt32BE(0)
     const type = (header >>> 24) & 0x7f
     if (type > 1 && type !== 3) kinds.add(blockNames[type] ?? 'other')

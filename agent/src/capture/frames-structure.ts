@@ -41,7 +41,8 @@ export async function walkFrames(
     ...{ partial: false, cut: false },
   }
   while (facts.end < to) {
-    const head = await ahead.read(facts.end, Math.min(7, to - facts.end))
+    const headBytes = Math.min(7, to - facts.end)
+    const head = ahead.held(facts.end, headBytes) ?? (await ahead.read(facts.end, headBytes))
     const frame = readHeader(head, format)
     if (frame === undefined || facts.end + frame.frameBytes > to) {
       // Recorders fill the rest of their last block with zeros.

@@ -22,6 +22,17 @@ type Meta = {
   properties: Property[]
   references: { type: string; from: number; to: number[] }[]
   itemDataAt: number | undefined
+  /** Places, properties and references that were counted so far. */
+  parts: number
+}
+
+/** A picture of 100 megapixels in small tiles has some thousands of each kind. */
+const partsMax = 5 * limits.imageItemsMax
+
+/** Some of them cost the file no byte, but a reader some. */
+function countParts(meta: Meta, count: number): void {
+  meta.parts += count
+  if (meta.parts > partsMax) throw new TooLargePicture('nesting')
 }
 
 /** Which decoder has to be asked, by the primary item's own coding. */
@@ -42,7 +53,9 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
   const { primary } = meta
   const item = primary === undefined ? undefined : meta.items.get(primary)
   if (primary === undefined || item === undefined) throw new DamagedPicture(metaBox.start)
-  const damagedAt = brokenAt ?? missingExtent(bytes, meta)
+  // Behind the last item nothing of a picture is missing, whatever stands there.
+  const missing = missingExtent(bytes, meta)
+  const damagedAt = missing === undefined ? undefined : (brokenAt ?? missing)
   if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
   for (const [, other] of meta.items) {
     const size = sizeOf(bytes, meta, other)
@@ -51,6 +64,7 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
   const size = sizeOf(bytes, meta, item)
   if (size === undefined) throw new DamagedPicture(metaBox.start)
   const removed = namePresent({ bytes, boxes, meta, primary })
+  if (brokenAt !== undefined) removed.add('trailer')
   const icc = profileOf(bytes, meta, item)
   const colour = codeOf(bytes, meta, item)
   return {
@@ -134,6 +148,7 @@ function readMeta(bytes: Buffer, box: Box): Meta {
     properties: [],
     references: [],
     itemDataAt: find('idat')?.contentAt,
+    parts: 0,
   }
   const pitm = find('pitm')
   if (pitm !== undefined) {
@@ -177,6 +192,7 @@ function readLocations(bytes: Buffer, box: Box, meta: Meta): void {
     read.number(2)
     const base = read.number(baseBytes)
     const extents = read.number(2)
+    countParts(meta, 1 + extents)
     for (let extent = 0; extent < extents; extent++) {
       read.number(indexBytes)
       const at = base + read.number(offsetBytes)
@@ -204,6 +220,7 @@ function readProperties(bytes: Buffer, box: Box, meta: Meta): void {
     for (let i = 0; i < count; i++) {
       const item = meta.items.get(read.number(wideItem ? 4 : 2))
       const properties = read.number(1)
+      countParts(meta, 1 + properties)
       for (let index = 0; index < properties; index++) {
         const value = wideIndex ? read.number(2) & 0x7fff : read.number(1) & 0x7f
         item?.properties.push(value - 1)
@@ -218,6 +235,7 @@ function readReferences(bytes: Buffer, box: Box, meta: Meta): void {
     const read = reader(bytes, reference)
     const from = read.number(idBytes)
     const count = read.number(2)
+    countParts(meta, 1 + count)
     const to = Array.from({ length: count }, () => read.number(idBytes))
     meta.references.push({ type: reference.type, from, to })
   }

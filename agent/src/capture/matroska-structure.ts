@@ -2,12 +2,14 @@
 import { isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
-import type { AvFacts, PictureFacts, Readable, ReadOptions } from './av-facts.ts'
+import type { Ahead, AvFacts, PictureFacts, Readable, ReadOptions } from './av-facts.ts'
 
-/** Heads of tracks, tags and chapters; attachments and clusters are only stepped over. */
+/** Heads of tracks and tags, all of them together; attachments and clusters are only stepped over. */
 const headBytesMax = 16 * 1024 ** 2
 /** Blocks of four hours of picture and sound, where clusters do not say how long they are. */
 const elementsMax = 4_000_000
+/** Children of one element within a head: a long list of tags has hundreds. */
+const childrenMax = 100_000
 
 type Element = { id: number; offset: number; start: number; end: number; unknown: boolean }
 
@@ -70,19 +72,17 @@ export async function readMatroska(source: Readable, options: ReadOptions = {}):
 
 type Found = Omit<AvFacts, 'removed'> & { removed: Set<string> }
 
-async function readSegment(
-  source: Readable,
-  segment: Element,
-  options: ReadOptions,
-): Promise<Found> {
+async function readSegment(source: Ahead, segment: Element, options: ReadOptions): Promise<Found> {
   const removed = new Set<string>()
   const found: Found = { durationMs: 0, picture: undefined, sound: undefined, removed }
   let hasTracks = false
   let count = 0
+  let headBytes = 0
   const end = Math.min(segment.end, source.bytes)
   for (let at = segment.start; at + 2 <= end;) {
     if (++count > elementsMax) throw corruptMedium('film', { byte: at })
-    const element = await elementAt(source, at, end)
+    const held = source.held(at, Math.min(headBytesOfElement, end - at))
+    const element = held === undefined ? await elementAt(source, at, end) : elementOf(held, at)
     // Of a stream that went to a pipe, the end of a cluster is not known: its blocks follow here.
     if (element.unknown && element.id === ids.cluster) {
       at = element.start
@@ -95,7 +95,8 @@ async function readSegment(
     if (element.id === ids.attachments) removed.add('attachments')
     if (element.id === ids.chapters) removed.add('chapters')
     if (element.id === ids.info || element.id === ids.tracks || element.id === ids.tags) {
-      if (element.end - element.start > headBytesMax) throw corruptMedium('film', { byte: at })
+      headBytes += element.end - element.start
+      if (headBytes > headBytesMax) throw corruptMedium('film', { byte: at })
       const content = await source.read(element.start, element.end - element.start)
       if (element.id === ids.info) found.durationMs = readInfo(content, removed)
       if (element.id === ids.tags) readTags(content, removed)
@@ -216,7 +217,13 @@ function readAudio(tracks: Buffer, audio: Element | undefined): AvFacts['sound']
 }
 
 async function elementAt(source: Readable, at: number, end: number): Promise<Element> {
-  const head = await source.read(at, Math.max(0, Math.min(12, end - at)))
+  return elementOf(await source.read(at, Math.max(0, Math.min(headBytesOfElement, end - at))), at)
+}
+
+/** A name of four bytes and a size of eight. */
+const headBytesOfElement = 12
+
+function elementOf(head: Buffer, at: number): Element {
   return parseElement(head, { headAt: 0, at, end: Number.MAX_SAFE_INTEGER })
 }
 
@@ -226,7 +233,7 @@ function elementsIn(bytes: Buffer, parent?: Element): Element[] {
   const elements: Element[] = []
   for (let at = parent?.start ?? 0; at < end;) {
     const element = parseElement(bytes, { headAt: at, at, end })
-    if (element.unknown || element.end > end || elements.length > elementsMax) {
+    if (element.unknown || element.end > end || elements.length > childrenMax) {
       throw corruptMedium('film')
     }
     elements.push(element)

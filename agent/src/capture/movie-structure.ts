@@ -1,6 +1,6 @@
 /** Reads the boxes of an MP4, MOV, 3GP or M4A for the facts that are needed before anything decodes it. */
 import { limits } from '@sluice/protocol/limits'
-import { corruptMedium, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
+import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
 import type { AvFacts, PictureFacts, Readable, ReadOptions, SoundFacts } from './av-facts.ts'
 
 export type Box = { type: string; offset: number; headerBytes: number; bytes: number }
@@ -14,6 +14,13 @@ const topBoxesMax = 200_000
 const boxesPerLevelMax = 10_000
 /** All boxes of an index, tags included. */
 const indexBoxesMax = 200_000
+/**
+ * Of all tracks together, as far as they are listed one by one: a decoder keeps some 70 bytes for each.
+ * Eight hours of sound of 192 kHz in AAC have half as many.
+ */
+const listedSamplesMax = 8_000_000
+/** Heads of boxes lie side by side, or far from each other. */
+const headPieceBytes = 4096
 /** Metadata tracks of a telephone included. */
 const allTracksMax = 32
 
@@ -22,9 +29,7 @@ const containers = new Map<string, number>([
   ...['moov', 'trak', 'mdia', 'minf', 'stbl', 'edts', 'dinf', 'tref', 'mvex', 'udta'].map(
     (type) => [type, 0] as const,
   ),
-  ...['moof', 'traf', 'mfra', 'skip', 'free', 'ilst', 'gmhd', 'tapt'].map(
-    (type) => [type, 0] as const,
-  ),
+  ...['moof', 'traf', 'mfra', 'ilst', 'gmhd', 'tapt'].map((type) => [type, 0] as const),
 ])
 
 /**
@@ -36,11 +41,17 @@ export async function readMovie(source: Readable, options: ReadOptions = {}): Pr
   const removed = new Set<string>()
   const fragments = new Fragments()
   let index: Buffer | undefined
+  const heads = readAhead(source, headPieceBytes)
   let count = 0
   for (let at = 0; at < source.bytes;) {
-    const head = await source.read(at, Math.min(16, source.bytes - at))
+    const headBytes = Math.min(16, source.bytes - at)
+    const head = heads.held(at, headBytes) ?? (await heads.read(at, headBytes))
     // Fewer bytes than a box takes, or zeros up to the end: cameras fill their last block.
     if (index !== undefined && head.subarray(0, 8).every((byte) => byte === 0)) {
+      removed.add('trailer')
+      break
+    }
+    if (index !== undefined && isTrailer(head, source.bytes - at)) {
       removed.add('trailer')
       break
     }
@@ -66,6 +77,20 @@ export async function readMovie(source: Readable, options: ReadOptions = {}): Pr
   const facts = readIndex(index, { removed, fragments })
   requireLimits(facts)
   return facts
+}
+
+/** What may hold samples, or say where they are. */
+const filmBoxes = new Set(['mdat', 'moov', 'moof', 'mfra', 'mfro'])
+
+/** Some cameras write more behind the last box, in a form of their own: no box of the film is cut there. */
+function isTrailer(head: Buffer, left: number): boolean {
+  if (head.length < 8 || filmBoxes.has(text(head, 4, 4))) return false
+  try {
+    boxAt(head, 0, left)
+    return false
+  } catch {
+    return true
+  }
 }
 
 function topBox(head: Buffer, place: { at: number; left: number; salvage: boolean }): Box {
@@ -173,6 +198,11 @@ function readIndex(
     throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
   }
   const all = found.map((box) => readTrack(index, box, fragments))
+  const inFragments = [...fragments.tracks.values()].map(({ samples }) => samples)
+  const listed = [...all.map(({ listedSamples }) => listedSamples), ...inFragments]
+  if (listed.reduce((sum, samples) => sum + samples, 0) > listedSamplesMax) {
+    throw tooLarge('film', 'has too many samples', `${listedSamplesMax}`)
+  }
   const chapters = new Set(all.flatMap((track) => track.chapters))
   const tracks = all.filter((track) => !chapters.has(track.id))
   const played = tracks.filter((track) => track.kind === 'video' || track.kind === 'sound')
@@ -199,6 +229,8 @@ type Track = {
   id: number
   kind: 'video' | 'sound' | 'timecode' | 'timed-metadata' | 'subtitles' | 'other-tracks'
   durationMs: number
+  /** What a decoder lists one by one when it opens the file, outside of fragments. */
+  listedSamples: number
   picture: PictureFacts | undefined
   sound: SoundFacts | undefined
   /** Numbers of the tracks that only hold this one's chapters. */
@@ -237,7 +269,8 @@ function readTrack(index: Buffer, track: Box, fragments: Fragments): Track {
   if (kind === 'video' || kind === 'sound') requireOwnData(index, parts)
   const table = within(index, information, 'stbl')
   const description = table.find((box) => box.type === 'stsd')
-  const samples = sampleCount(index, table) + (fragments.tracks.get(id)?.samples ?? 0)
+  const counted = sampleCount(index, table)
+  const samples = counted + (fragments.tracks.get(id)?.samples ?? 0)
   const timing = readDuration(index, header)
   const extra = timing.scale === 0 ? 0 : (fragments.tracks.get(id)?.units ?? 0) / timing.scale
   const durationMs = timing.durationMs + Math.round(extra * 1000)
@@ -246,6 +279,7 @@ function readTrack(index: Buffer, track: Box, fragments: Fragments): Track {
     id,
     kind: kind ?? 'other-tracks',
     durationMs,
+    listedSamples: kind === 'sound' && isBare(index, table) ? 0 : counted,
     picture:
       kind === 'video' && description !== undefined
         ? { ...readPicture(index, description), frames: samples, edited }
@@ -325,6 +359,14 @@ function sampleCount(index: Buffer, table: readonly Box[]): number {
   const listed = sizes.type === 'stz2' || index.readUInt32BE(start + 4) === 0
   if (listed && start + 12 + count * each > sizes.offset + sizes.bytes) throw corruptMedium('film')
   return count
+}
+
+/** Samples that each last one unit of time, such as PCM, are counted by chunks and not one by one. */
+function isBare(index: Buffer, table: readonly Box[]): boolean {
+  const times = table.find((box) => box.type === 'stts')
+  if (times === undefined || times.bytes < times.headerBytes + 16) return false
+  const start = times.offset + times.headerBytes
+  return index.readUInt32BE(start + 4) === 1 && index.readUInt32BE(start + 12) === 1
 }
 
 /** Codecs whose coded pictures alone may say that they are of high dynamic range. */

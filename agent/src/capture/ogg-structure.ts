@@ -17,6 +17,10 @@ export type OggFacts = {
 }
 
 const commentBytesMax = 16 * 1024 ** 2
+/** A page holds up to 64 KiB; writers fill them. */
+const commentPagesMax = 10_000
+/** Four hours of Opus with a page for every packet are some 700,000. */
+const pagesMax = 2_000_000
 
 type Page = {
   headerBytes: number
@@ -41,7 +45,9 @@ export async function readOgg(source: Readable, options: ReadOptions = {}): Prom
   let head: (Head & { serial: number }) | undefined
   let before = 0n
   let granule = 0n
-  let comments: Buffer | undefined
+  const comments: Buffer[] = []
+  let commentBytes = 0
+  let pages = 0
   let partial = false
   let at = 0
   while (at < source.bytes) {
@@ -53,6 +59,7 @@ export async function readOgg(source: Readable, options: ReadOptions = {}): Prom
       partial = true
       break
     }
+    if (++pages > pagesMax) throw corruptMedium('sound', { byte: at })
     const page = parsePage(bytes)
     const body = bytes.subarray(page.headerBytes)
     if (page.first) {
@@ -71,15 +78,19 @@ export async function readOgg(source: Readable, options: ReadOptions = {}): Prom
     } else if (page.serial === head?.serial) {
       if (page.granule >= 0n) granule = page.granule
       if (granule === 0n) {
-        comments = Buffer.concat([comments ?? Buffer.alloc(0), body])
-        if (comments.length > commentBytesMax) throw corruptMedium('sound', { byte: at })
+        // A copy: what it is cut from may be much larger.
+        comments.push(Buffer.from(body))
+        commentBytes += body.length
+        if (commentBytes > commentBytesMax || comments.length > commentPagesMax) {
+          throw corruptMedium('sound', { byte: at })
+        }
       }
     }
     at += page.headerBytes + page.bodyBytes
   }
   if (head === undefined) throw unsupportedMedium('sound', 'Ogg without Vorbis, Opus or FLAC')
   if (at < source.bytes && !partial) removed.add('trailer')
-  noteComments(comments, removed)
+  noteComments(Buffer.concat(comments), removed)
   const rate = head.codec === 'opus' ? 48_000 : head.rate
   const samples = Number(before + granule)
   const sound = { sampleRateHz: rate, channels: head.channels }
@@ -142,8 +153,8 @@ function readHead(body: Buffer): Head | undefined {
 }
 
 /** The encoder's own name is always there; a tag is anybody's. */
-function noteComments(comments: Buffer | undefined, removed: Set<string>): void {
-  const text = comments?.toString('latin1') ?? ''
+function noteComments(comments: Buffer, removed: Set<string>): void {
+  const text = comments.toString('latin1')
   if (/METADATA_BLOCK_PICTURE=|COVERART=/i.test(text)) removed.add('cover')
   if (/\b(?:GEO_|LOCATION=)/i.test(text)) removed.add('gps')
   const others = text.match(/[A-Z][A-Z_ ]{2,40}=/gi) ?? []

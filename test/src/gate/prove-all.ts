@@ -11,12 +11,13 @@ import { openGate } from '@sluice/agent/capture/gate'
 import { openPicturePool } from '@sluice/agent/capture/picture-pool'
 import { detectIsolation } from '@sluice/agent/sandbox'
 
+import { bombCases } from './bomb-cases.ts'
 import { proveCase } from './cases.ts'
 import { filmCases } from './film-cases.ts'
 import { imageCases } from './image-cases.ts'
 import { soundCases } from './sound-cases.ts'
 
-const cases = [...imageCases, ...filmCases, ...soundCases]
+const cases = [...imageCases, ...filmCases, ...soundCases, ...bombCases]
 
 /**
  * Declares the tests of the quick rows, or of all.
