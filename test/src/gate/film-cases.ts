@@ -1,7 +1,7 @@
 /** Films of the gate's corpus. */
 
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -281,6 +281,35 @@ const stripped: GateCase[] = [
     leaves: both,
     gone: ['canary-inside', 'canary-outside', 'canary-free'],
     removed: ['other', 'user-data'],
+  },
+  {
+    name: 'free space inside the index holds what an editor left there',
+    needs,
+    make: changed(film(...mp4, 'padded.mp4'), (bytes) =>
+      intoIndex(bytes, box('free', 'canary-of-an-older-title-that-is-no-box')),
+    ),
+    leaves: both,
+    gone: ['canary-of-an-older-title'],
+    equal: whole,
+  },
+  {
+    name: 'an MP4 with a trailer in a form of its maker',
+    needs,
+    make: changed(film(...mp4, 'trailer.mp4'), (bytes) =>
+      Buffer.concat([bytes, Buffer.from('canary-trailer-of-a-camera-in-no-form-of-boxes')]),
+    ),
+    leaves: both,
+    gone: ['canary-trailer'],
+    removed: ['trailer'],
+    equal: whole,
+  },
+  {
+    name: 'an MP4 whose media data, the last box, is cut by a byte',
+    needs,
+    make: changed(film(...mp4, '-movflags', 'faststart', 'cut.mp4'), (bytes) =>
+      bytes.subarray(0, -1),
+    ),
+    refused: { code: 'media.corrupt', says: /cut short/ },
   },
   {
     name: 'a film with an archive behind its last box',
@@ -628,6 +657,103 @@ const intoMatroska = (make: (folder: string) => string) => (folder: string) => {
 const unsupported = { code: 'media.unsupported' as const }
 const tooLarge = { code: 'media.too_large' as const }
 
+const dark = [
+  ...['-f', 'lavfi', '-i', 'color=black:s=160x120:r=25:d=2'],
+  ...['-f', 'lavfi', '-i', 'anullsrc=r=48000:cl=mono:d=2'],
+]
+const flashing = [
+  ...['-f', 'lavfi', '-i'],
+  "color=black:s=160x120:r=25:d=2,drawbox=enable='gte(t,1)':color=white:t=fill",
+  ...['-f', 'lavfi', '-i', "aevalsrc='if(gte(t,1),0.5*sin(2*PI*1000*t),0)':d=2:s=48000"],
+]
+
+/** One recording behind another, as people join them: `cat first.ts second.ts`. */
+function joined(
+  options: {
+    form?: readonly string[]
+    second?: readonly string[]
+    first?: readonly string[]
+    change?: (first: Buffer) => Buffer
+  } = {},
+): (folder: string) => string {
+  const { form = [], second = [], first = dark, change = (whole) => whole } = options
+  const codecs = [...h264, '-c:a', 'aac', '-f', 'mpegts', ...form]
+  return (folder) => {
+    const before = readFileSync(film(...first, ...codecs, 'first.ts')(folder))
+    const next = readFileSync(film(...flashing, ...codecs, ...second, 'second.ts')(folder))
+    return bytesNamed('a.ts', () => Buffer.concat([change(before), next]))(folder)
+  }
+}
+
+/** Both recordings whole, and the flash of the second one with its beep. */
+function bothWhole([first, sound]: readonly Outcome[]): void {
+  within((folder) => {
+    assert.ok(first && sound)
+    assert.deepEqual([first.frames, first.partial], [100, undefined])
+    for (const { durationMs = 0 } of [first, sound]) {
+      assert.ok(Math.abs(durationMs - 4000) <= 60, String(durationMs))
+    }
+    const seen = onset(first.bytes, folder, 'v')
+    assert.ok(Math.abs(seen - 3000) <= 60, String(seen))
+    for (const { bytes } of [first, sound]) {
+      const apart = onset(bytes, folder, 'a') - seen
+      assert.ok(Math.abs(apart) <= 40, String(apart))
+    }
+  })
+}
+
+const packetsOf = (part: number) => (bytes: Buffer) =>
+  bytes.subarray(0, Math.floor((bytes.length * part) / 188) * 188)
+
+const joinedFilms: GateCase[] = [
+  { name: 'two transport streams joined', needs, make: joined(), leaves: both, equal: bothWhole },
+  {
+    name: 'two M2TS joined',
+    needs,
+    make: joined({ form: ['-mpegts_m2ts_mode', '1'] }),
+    leaves: both,
+    equal: bothWhole,
+  },
+  {
+    name: 'two transport streams joined, faithfully',
+    needs,
+    profile: 'faithful',
+    make: joined(),
+    leaves: both,
+    equal: bothWhole,
+  },
+  {
+    name: 'two transport streams joined, the first of which broke off',
+    needs,
+    make: joined({ first: [...picture, ...tone], form: ['-s', '160x120'], change: packetsOf(0.7) }),
+    refused: corrupt(/--salvage/),
+  },
+  {
+    name: 'two transport streams joined, the second with other tracks',
+    needs,
+    make: joined({ second: ['-mpegts_start_pid', '0x200'] }),
+    refused: { code: 'media.unsupported', says: /other tracks[^]*one by one/ },
+  },
+  {
+    name: 'a transport stream that lacks packets',
+    needs,
+    make: changed(film(...mp4, '-bf', '0', 'a.ts'), (bytes) =>
+      Buffer.concat([packetsOf(0.5)(bytes), bytes.subarray(packetsOf(0.6)(bytes).length)]),
+    ),
+    refused: corrupt(/--salvage/),
+  },
+  {
+    name: 'what is left of a transport stream that lacks packets',
+    needs,
+    salvage: true,
+    make: changed(film(...mp4, '-bf', '0', 'a.ts'), (bytes) =>
+      Buffer.concat([packetsOf(0.5)(bytes), bytes.subarray(packetsOf(0.6)(bytes).length)]),
+    ),
+    leaves: both,
+    equal: ([first]) => assert.equal(first?.partial, true),
+  },
+]
+
 /** Whole, but coded as nothing on the list: no damage, and named. */
 const foreignCodecs: GateCase[] = [
   ['a MOV', [...picture, '-c:v', 'svq1', 'a.mov'], /pictures .* svq1[^]*H\.264/],
@@ -886,6 +1012,7 @@ export const filmCases: readonly GateCase[] = [
   ...soundsOnly,
   ...damaged,
   ...salvaged,
+  ...joinedFilms,
   ...foreignCodecs,
   ...hostile,
 ]

@@ -183,6 +183,15 @@ const gif: readonly GateCase[] = [
 
 const avif: readonly GateCase[] = [
   {
+    name: 'an AVIF with a trailer that is no box',
+    make: file('a.avif', async () =>
+      Buffer.concat([await picture(scene).avif().toBuffer(), Buffer.from('canary-trailer')]),
+    ),
+    leaves: ['png'],
+    gone: ['canary-trailer'],
+    removed: ['trailer'],
+  },
+  {
     name: 'an AVIF with EXIF',
     quick: true,
     make: file('a.avif', () =>
