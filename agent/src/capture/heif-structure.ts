@@ -65,7 +65,6 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
   if (size === undefined) throw new DamagedPicture(metaBox.start)
   const removed = namePresent({ bytes, boxes, meta, primary })
   if (brokenAt !== undefined) removed.add('trailer')
-  if (brokenAt !== undefined) removed.add('trailer')
   const icc = profileOf(bytes, meta, item)
   const colour = codeOf(bytes, meta, item)
   return {

@@ -55,10 +55,6 @@ export async function readMovie(source: Readable, options: ReadOptions = {}): Pr
       removed.add('trailer')
       break
     }
-    if (index !== undefined && isTrailer(head, source.bytes - at)) {
-      removed.add('trailer')
-      break
-    }
     const box = topBox(head, { at, left: source.bytes - at, salvage: options.salvage === true })
     if (++count > topBoxesMax) throw corruptMedium('film', { byte: at })
     if (at + box.bytes > source.bytes) break
@@ -81,20 +77,6 @@ export async function readMovie(source: Readable, options: ReadOptions = {}): Pr
   const facts = readIndex(index, { removed, fragments })
   requireLimits(facts)
   return facts
-}
-
-/** What may hold samples, or say where they are. */
-const filmBoxes = new Set(['mdat', 'moov', 'moof', 'mfra', 'mfro'])
-
-/** Some cameras write more behind the last box, in a form of their own: no box of the film is cut there. */
-function isTrailer(head: Buffer, left: number): boolean {
-  if (head.length < 8 || filmBoxes.has(text(head, 4, 4))) return false
-  try {
-    boxAt(head, 0, left)
-    return false
-  } catch {
-    return true
-  }
 }
 
 /** What may hold samples, or say where they are. */
