@@ -82,6 +82,8 @@ describe('a purge of real processes while this is down', { skip, timeout: 3_600_
           allowSwap: host.swap,
           alerts: { webhook: { url: `http://127.0.0.1:${port}/`, secretFile } },
           auditSink: { file: join(sinkFolder, 'audit.jsonl') },
+          // All of these purges together are far beyond what one person destroys in a day.
+          purge: { aloneJobsMax: 100_000 },
         },
       }),
     )

@@ -82,7 +82,8 @@ export async function makeDoomedFleet(name: string): Promise<DoomedFleet> {
   const fleet = cleanup.use(
     await startFleet({
       name,
-      controlPlane: { allowSwap: host.swap },
+      // One purge a death: together they are far beyond what one person destroys in a day.
+      controlPlane: { allowSwap: host.swap, purge: { aloneJobsMax: 100_000 } },
       env: fateEnvironment(fates.path),
     }),
   )
