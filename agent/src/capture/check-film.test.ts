@@ -58,6 +58,7 @@ const args = planFilm({
   format: 'mov',
   first: undefined,
   toneMapping: false,
+  joined: false,
   encoder: 'x264',
   threads: 1,
 }).args

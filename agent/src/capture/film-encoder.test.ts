@@ -36,6 +36,7 @@ describe('planFilm', () => {
     format: 'mp4' as const,
     first: undefined,
     toneMapping: true,
+    joined: false,
     threads: 2,
   }
 
@@ -44,7 +45,7 @@ describe('planFilm', () => {
       const { args } = planFilm({ ...ask, encoder })
       const name = encoder === 'x264' ? 'libx264' : `h264_${encoder}`
       assert.equal(args[args.indexOf('-c:v') + 1], name)
-      assert.equal(args[args.indexOf('-bsf:v') + 1], 'filter_units=pass_types=1-5|7-8')
+      assert.equal(args[args.indexOf('-bsf:v') + 1], 'filter_units=pass_types=1|5|7-8')
       assert.equal(args.includes('-bf'), true)
       assert.equal(filmEncoderDevices(encoder).length === 0, encoder === 'x264')
     }

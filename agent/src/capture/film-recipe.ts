@@ -36,6 +36,8 @@ type Ask = {
   first: FirstPicture | undefined
   /** Whether ffmpeg can map high dynamic range. */
   toneMapping: boolean
+  /** Whether it is several recordings: the sound of one may reach into the next. */
+  joined: boolean
   encoder: FilmEncoder
   threads: number
 }
@@ -50,7 +52,7 @@ export function planFilm(ask: Ask): FilmRecipe {
       ...words('-map 0:V:0 -map 0:a:0?'),
       ...nothingCarriedOver,
       ...picture.args,
-      ...soundInFilm(ask.profile.sound),
+      ...soundInFilm(ask),
       ...filmContainer,
       'pipe:1',
       // What is copied has to be decoded all the same, to know that it can be.
@@ -81,18 +83,20 @@ function copies({ profile, facts, format }: Ask): 'h264' | 'hevc' | undefined {
 type Picture = { args: string[]; high?: FilmRecipe['hdr'] | undefined }
 
 /**
- * What may stay of coded pictures: slices and parameter sets.
+ * What may stay of coded pictures: slices and parameter sets. Slices in partitions (2 to 4) no decoder
+ * here knows, so nobody has seen what they hold.
  *
  * @see ITU-T H.264, table 7-1, and ITU-T H.265, table 7-1.
  */
-const keptUnits = { h264: '1-5|7-8', hevc: '0-9|16-21|32-34' }
+const keptUnits = { h264: '1|5|7-8', hevc: '0-9|16-21|32-34' }
 
+/** Parameter sets and heads of slices are read and written anew, so that nothing is behind their fields. */
 function copyPicture(codec: 'h264' | 'hevc', high: boolean): Picture {
   return {
     high: high ? 'kept' : undefined,
     args: [
       ...words('-c:v copy -bsf:v'),
-      `filter_units=pass_types=${keptUnits[codec]}`,
+      `filter_units=pass_types=${keptUnits[codec]},${codec}_metadata`,
       ...(codec === 'hevc' ? words('-tag:v hvc1') : []),
     ],
   }
@@ -196,9 +200,13 @@ const hardwareArgs = {
 /** Layouts that AAC names by a number; for others its encoder would write a table with a comment. */
 const aacLayouts = 'aformat=channel_layouts=mono|stereo|3.0|4.0|5.0|5.1|7.1'
 
-function soundInFilm(sound: FilmProfile['sound']): string[] {
-  if (sound.codec === 'flac') return words('-c:a flac -strict -2')
-  return ['-af', aacLayouts, ...words('-c:a aac -b:a'), `${sound.kilobitsPerSecond}k`]
+function soundInFilm({ profile: { sound }, joined }: Ask): string[] {
+  const inStep = joined ? ['aresample=async=1:min_hard_comp=0.02'] : []
+  if (sound.codec === 'flac') {
+    return [...(joined ? ['-af', ...inStep] : []), ...words('-c:a flac -strict -2')]
+  }
+  const filters = [...inStep, aacLayouts].join()
+  return ['-af', filters, ...words('-c:a aac -b:a'), `${sound.kilobitsPerSecond}k`]
 }
 
 /** How a sound of its own is made: from what, with how many bits. */

@@ -28,10 +28,12 @@ import { firstPictureArgs, firstPictureBytesMax, readFirstPicture } from './firs
 import type { FirstPicture } from './first-picture.ts'
 import { splitFlac } from './flac-structure.ts'
 import type { Source } from './inspect.ts'
+import { followOn, isJoined } from './joined-transport.ts'
 import { readMatroska } from './matroska-structure.ts'
 import { readMovie } from './movie-structure.ts'
 import type { NormalisedMedium } from './normalised.ts'
 import { profiles } from './profiles.ts'
+import type { FilmProfile } from './profiles.ts'
 import { readLastTime, readProgress, runFfmpeg, startFfmpeg } from './run-ffmpeg.ts'
 import type { AvOptions, FfmpegRun } from './run-ffmpeg.ts'
 import { hold, withHead } from './scratch.ts'
@@ -91,7 +93,11 @@ async function orSalvage(
 }
 
 type Encoding = AvOptions & { ffmpeg: Ffmpeg; source: Source }
-type FilmEncoding = Encoding & { facts: AvFacts }
+type FilmEncoding = Encoding & {
+  facts: AvFacts
+  /** The source's bytes where ffmpeg gets others than lie in the file. */
+  bytes?: () => AsyncIterable<Buffer>
+}
 
 /** The demuxers of ffmpeg by name: it never guesses, so a playlist can be nothing else. */
 const demuxers: Partial<Record<SourceFormat, string>> = {
@@ -116,7 +122,10 @@ async function normaliseContainer(source: Source, options: AvOptions): Promise<N
   const { ffmpeg } = options
   const facts = await readContainer(source, options)
   if (ffmpeg === undefined || !ffmpeg.films) throw ffmpegMissing('films')
-  const encoding = { ...options, ffmpeg, source, facts }
+  const { salvage = false } = options
+  const joined = source.format === 'ts' && !salvage && (await isJoined(source))
+  const bytes = joined ? { bytes: () => followOn(source) } : {}
+  const encoding = { ...options, ffmpeg, source, facts, ...bytes }
   await requireReadable(encoding)
   if (facts.picture === undefined) return [await extractSound(encoding)]
   const film = await makeFilm(encoding)
@@ -148,28 +157,30 @@ async function makeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
   const { filmEncoder: wanted = 'x264', ffmpeg, isolation } = encoding
   const encoder = await chooseFilmEncoder({ wanted, ffmpeg, isolation })
   const first = await lookAtFirst(encoding)
+  const profile = profiles[encoding.profile ?? 'analysis'].film
   try {
-    return await encodeFilm(encoding, encoder, first)
+    return await encodeFilm(encoding, { encoder, first, profile })
   } catch (error) {
-    // A driver that gives up looks like a film that is damaged.
+    // A driver that gives up, or heads that only a decoder understands, look like a damaged film.
     const failed = isSluiceError(error) && /^media\.(?:corrupt|decoder_failed)$/.test(error.code)
-    if (encoder === 'x264' || !failed) throw error
+    if ((encoder === 'x264' && !profile.copy) || !failed) throw error
   }
-  return encodeFilm(encoding, 'x264', first)
+  return encodeFilm(encoding, { encoder: 'x264', first, profile: { ...profile, copy: false } })
 }
 
 async function encodeFilm(
   encoding: FilmEncoding,
-  encoder: FilmEncoder,
-  first: FirstPicture | undefined,
+  how: { encoder: FilmEncoder; first: FirstPicture | undefined; profile: FilmProfile },
 ): Promise<NormalisedMedium> {
+  const { encoder, first, profile } = how
   const { source, facts, ffmpeg, salvage = false } = encoding
   const recipe = planFilm({
-    profile: profiles[encoding.profile ?? 'analysis'].film,
+    profile,
     facts,
     format: source.format,
     first,
     toneMapping: ffmpeg.toneMapping,
+    joined: encoding.bytes !== undefined,
     encoder,
     threads: threadsFor(encoding),
   })
@@ -259,11 +270,13 @@ async function extractSound(encoding: FilmEncoding): Promise<NormalisedMedium> {
   return { ...medium, removed: facts.removed, source: sourceOf(source) }
 }
 
-function filmInput(encoding: FilmEncoding): Pick<FfmpegRun, 'input' | 'inputs'> {
-  const { source } = encoding
+function filmInput(encoding: FilmEncoding): Pick<FfmpegRun, 'input' | 'inputs' | 'stdin'> {
+  const { source, bytes } = encoding
   return {
     input: (at) => [
-      ...words('-protocol_whitelist file -f'),
+      '-protocol_whitelist',
+      bytes === undefined ? 'file' : 'pipe',
+      '-f',
       demuxers[source.format] ?? 'mov',
       '-codec_whitelist',
       filmDecoders.join(),
@@ -272,9 +285,9 @@ function filmInput(encoding: FilmEncoding): Pick<FfmpegRun, 'input' | 'inputs'> 
       '-threads',
       String(threadsFor(encoding)),
       '-i',
-      `file:${at('medium')}`,
+      bytes === undefined ? `file:${at('medium')}` : 'pipe:0',
     ],
-    inputs: { medium: source.path },
+    ...(bytes === undefined ? { inputs: { medium: source.path } } : { stdin: bytes() }),
   }
 }
 
@@ -304,7 +317,8 @@ async function runFilm(
     await source.assertUnchanged()
     const foreign = await findForeignCodec(encoding)
     if (foreign !== undefined) throw foreignCodec(foreign)
-    throw corruptMedium('film', { ms: await findBreak(encoding, whole) })
+    const again = { ...whole, ...filmInput(encoding) }
+    throw corruptMedium('film', { ms: await findBreak(encoding, again) })
   }
   // The decoder opened the path and not our descriptor: make sure that it was the same file.
   try {

@@ -16,6 +16,7 @@ import { readMovie } from './movie-structure.ts'
 import { readTagged } from './mp3-structure.ts'
 import { readOgg } from './ogg-structure.ts'
 import { sniff } from './sniff.ts'
+import { followOn, isJoined } from './joined-transport.ts'
 import { readTransport } from './transport-structure.ts'
 import { readWav } from './wav-structure.ts'
 
@@ -216,6 +217,23 @@ function transport(): Buffer {
   return Buffer.concat(all)
 }
 
+/** The same packets, each track counted from `first` on. */
+function counted(first: number): Buffer {
+  const bytes = transport()
+  const counters = new Map<number, number>()
+  for (let at = 0; at < bytes.length; at += 188) {
+    const pid = bytes.readUInt16BE(at + 1) & 0x1fff
+    const counter = counters.get(pid) ?? first
+    counters.set(pid, counter + 1)
+    bytes.writeUInt8(0x10 | (counter & 15), at + 3)
+  }
+  return bytes
+}
+
+function joinedTransport(): Buffer {
+  return Buffer.concat([counted(0), counted(9)])
+}
+
 /** One page with its checksum. */
 function oggPage(options: {
   flags: number
@@ -286,6 +304,16 @@ const parsers: [string, Buffer, (bytes: Buffer) => Promise<unknown>][] = [
   ['AVI', avi, (bytes) => readAvi(readable(bytes))],
   ['AVI, salvaged', avi, (bytes) => readAvi(readable(bytes), { salvage: true })],
   ['transport stream', transport(), (bytes) => readTransport(readable(bytes))],
+  ['transport streams joined', joinedTransport(), (bytes) => isJoined(readable(bytes))],
+  [
+    'transport streams that follow on',
+    joinedTransport(),
+    async (bytes) => {
+      let length = 0
+      for await (const piece of followOn(readable(bytes))) length += piece.length
+      assert.ok(length === 0 || length === bytes.length)
+    },
+  ],
   ['Ogg', ogg, (bytes) => readOgg(readable(bytes))],
   ['Ogg, salvaged', ogg, (bytes) => readOgg(readable(bytes), { salvage: true })],
   ['AIFF', aiff, (bytes) => readAiff(readable(bytes))],
@@ -327,6 +355,40 @@ const parsers: [string, Buffer, (bytes: Buffer) => Promise<unknown>][] = [
 async function drain(bytes: Buffer): Promise<void> {
   for await (const piece of cleanFilm(pieces(bytes))) assert.ok(piece.length <= bytes.length)
 }
+
+describe('transport streams', () => {
+  const rest = (bytes: Buffer, from: number) => bytes.subarray(from * 188)
+
+  it('are joined where one begins behind another', async () => {
+    assert.equal(await isJoined(readable(joinedTransport())), true)
+    assert.equal(await isJoined(readable(counted(5))), false)
+  })
+
+  it('are not where packets are missing within one, or before the second has begun', async () => {
+    const whole = counted(0)
+    const lacking = Buffer.concat([whole.subarray(0, 188 * 10), rest(whole, 13)])
+    assert.equal(await isJoined(readable(lacking)), false)
+    assert.equal(await isJoined(readable(Buffer.concat([lacking, counted(9)]))), false)
+    assert.equal(await isJoined(readable(Buffer.concat([whole, rest(counted(9), 2)]))), false)
+  })
+
+  it('count on without a break once they follow on, and are otherwise the same', async () => {
+    const before = joinedTransport()
+    const after: Buffer[] = []
+    for await (const piece of followOn(readable(before))) after.push(piece)
+    const joined = Buffer.concat(after)
+    assert.equal(await isJoined(readable(joined)), false)
+    const counters = new Map<number, number>()
+    for (let at = 0; at < joined.length; at += 188) {
+      const pid = joined.readUInt16BE(at + 1) & 0x1fff
+      const counter = joined.readUInt8(at + 3) & 15
+      assert.equal(counter, (counters.get(pid) ?? 0) & 15)
+      counters.set(pid, counter + 1)
+      before.writeUInt8(joined.readUInt8(at + 3), at + 3)
+    }
+    assert.ok(joined.equals(before))
+  })
+})
 
 describe('parsers on damaged bytes', () => {
   for (const [name, bytes, parse] of parsers) {

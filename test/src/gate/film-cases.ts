@@ -676,7 +676,7 @@ function joined(
     change?: (first: Buffer) => Buffer
   } = {},
 ): (folder: string) => string {
-  const { form = [], second = [], first = dark, change = (whole) => whole } = options
+  const { form = [], second = [], first = dark, change = (all) => all } = options
   const codecs = [...h264, '-c:a', 'aac', '-f', 'mpegts', ...form]
   return (folder) => {
     const before = readFileSync(film(...first, ...codecs, 'first.ts')(folder))
