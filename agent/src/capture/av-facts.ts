@@ -11,6 +11,8 @@ export type Readable = {
 export type PictureFacts = {
   /** `other` is everything that is never copied as it is coded. */
   codec: 'h264' | 'hevc' | 'other'
+  /** What the container itself calls the codec; untrusted text. */
+  called?: string
   /** 0 when the container does not say. */
   widthPixels: number
   heightPixels: number
@@ -23,7 +25,7 @@ export type PictureFacts = {
 }
 
 /** 0 when the container does not say. */
-export type SoundFacts = { sampleRateHz: number; channels: number }
+export type SoundFacts = { sampleRateHz: number; channels: number; called?: string }
 
 /** What a container says about itself. */
 export type AvFacts = {

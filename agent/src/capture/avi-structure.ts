@@ -137,6 +137,7 @@ function readStream(header: Buffer, list: Chunk, removed: Set<string>) {
     kind,
     picture: {
       codec: /^(?:h264|avc1|x264)$/i.test(codec) ? ('h264' as const) : ('other' as const),
+      called: codec,
       widthPixels: kind === 'vids' ? header.readUInt32LE(format.start + 4) : 0,
       // Negative: rows run from top to bottom.
       heightPixels: kind === 'vids' ? Math.abs(header.readInt32LE(format.start + 8)) : 0,

@@ -1,5 +1,6 @@
 /** Which codecs are taken from a film's container, and how a film says what it is coded as. */
 import { SluiceError } from '@sluice/protocol/errors'
+import type { AvFacts } from './av-facts.ts'
 import { words } from './film-recipe.ts'
 
 /**
@@ -60,9 +61,15 @@ export async function readForeignCodec(
   return undefined
 }
 
-/** Says what it is coded as, and what its owner can do. */
-export function foreignCodec({ of, name }: ForeignCodec): SluiceError {
-  const codec = name === 'none' ? 'an unknown codec' : name
+/**
+ * Says what it is coded as, and what its owner can do.
+ *
+ * @param facts Where ffmpeg has no name for the codec, the container's is told.
+ */
+export function foreignCodec({ of, name }: ForeignCodec, facts: AvFacts): SluiceError {
+  const called = (of === 'pictures' ? facts.picture : facts.sound)?.called ?? ''
+  const codec =
+    name !== 'none' ? name : /^[\w./ -]{1,32}$/.test(called) ? called : 'an unknown codec'
   const what = of === 'pictures' ? 'its pictures are' : 'its sound is'
   return new SluiceError(
     'media.unsupported',

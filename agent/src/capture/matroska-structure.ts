@@ -2,7 +2,7 @@
 import { isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
-import type { Ahead, AvFacts, PictureFacts, Readable, ReadOptions } from './av-facts.ts'
+import type { Ahead, AvFacts, PictureFacts, Readable, ReadOptions, SoundFacts } from './av-facts.ts'
 
 /** Heads of tracks and tags, all of them together; attachments and clusters are only stepped over. */
 const headBytesMax = 16 * 1024 ** 2
@@ -180,7 +180,7 @@ function readTrack(tracks: Buffer, entry: Element, removed: Set<string>): Track 
   return {
     kind,
     picture: kind === 1 ? readVideo(tracks, video, name) : undefined,
-    sound: kind === 2 ? readAudio(tracks, audio) : undefined,
+    sound: kind === 2 ? { ...readAudio(tracks, audio), called: name } : undefined,
   }
 }
 
@@ -196,6 +196,7 @@ function readVideo(tracks: Buffer, video: Element | undefined, codec: string): P
   const eightBits = /^V_(?:VP8|MPEG[124]|MJPEG|THEORA)/.test(codec)
   return {
     codec: codec === 'V_MPEG4/ISO/AVC' ? 'h264' : codec === 'V_MPEGH/ISO/HEVC' ? 'hevc' : 'other',
+    called: codec,
     widthPixels: number(ids.width),
     heightPixels: number(ids.height),
     frames: 0,
@@ -206,7 +207,7 @@ function readVideo(tracks: Buffer, video: Element | undefined, codec: string): P
   }
 }
 
-function readAudio(tracks: Buffer, audio: Element | undefined): AvFacts['sound'] {
+function readAudio(tracks: Buffer, audio: Element | undefined): SoundFacts {
   const children = audio === undefined ? [] : elementsIn(tracks, audio)
   const rate = children.find(({ id }) => id === ids.rate)
   const channels = children.find(({ id }) => id === ids.channels)

@@ -197,7 +197,8 @@ function readIndex(
   if (found.length > allTracksMax) {
     throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
   }
-  const all = found.map((box) => readTrack(index, box, fragments))
+  const turned = isFilmTurned(index, header)
+  const all = found.map((box) => readTrack(index, box, { fragments, turned }))
   const inFragments = [...fragments.tracks.values()].map(({ samples }) => samples)
   const listed = [...all.map(({ listedSamples }) => listedSamples), ...inFragments]
   if (listed.reduce((sum, samples) => sum + samples, 0) > listedSamplesMax) {
@@ -250,7 +251,12 @@ const trackKinds = new Map<string, Track['kind']>([
   ['clcp', 'subtitles'],
 ])
 
-function readTrack(index: Buffer, track: Box, fragments: Fragments): Track {
+function readTrack(
+  index: Buffer,
+  track: Box,
+  film: { fragments: Fragments; turned: boolean },
+): Track {
+  const { fragments, turned } = film
   const children = boxesIn(index, contentRange(track), true)
   const head = children.find((box) => box.type === 'tkhd')
   const media = within(index, track, 'mdia')
@@ -274,7 +280,7 @@ function readTrack(index: Buffer, track: Box, fragments: Fragments): Track {
   const timing = readDuration(index, header)
   const extra = timing.scale === 0 ? 0 : (fragments.tracks.get(id)?.units ?? 0) / timing.scale
   const durationMs = timing.durationMs + Math.round(extra * 1000)
-  const edited = isTurned(index, head) || isTrimmed({ index, track, durationMs })
+  const edited = turned || isTurned(index, head) || isTrimmed({ index, track, durationMs })
   return {
     id,
     kind: kind ?? 'other-tracks',
@@ -302,8 +308,18 @@ function readTrackId(index: Buffer, head: Box): number {
 const uprightMatrix = [0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000]
 
 function isTurned(index: Buffer, head: Box): boolean {
-  const at =
-    head.offset + head.headerBytes + (index[head.offset + head.headerBytes] === 1 ? 52 : 40)
+  const start = head.offset + head.headerBytes
+  return isMatrixTurned(index, start + (index[start] === 1 ? 52 : 40))
+}
+
+/** The head of the film has a matrix too, which decoders apply to every track beside its own. */
+function isFilmTurned(index: Buffer, header: Box): boolean {
+  const start = header.offset + header.headerBytes
+  const at = start + (index[start] === 1 ? 48 : 36)
+  return at + 36 <= header.offset + header.bytes && isMatrixTurned(index, at)
+}
+
+function isMatrixTurned(index: Buffer, at: number): boolean {
   return uprightMatrix.some((value, i) => index.readInt32BE(at + i * 4) !== value)
 }
 
@@ -376,7 +392,7 @@ const maybeHigh = new Set(['hvc1', 'hev1', 'dvh1', 'dvhe', 'av01', 'vp09', 'apcn
 function readPicture(
   index: Buffer,
   description: Box,
-): Pick<PictureFacts, 'codec' | 'widthPixels' | 'heightPixels' | 'highDynamicRange'> {
+): Pick<PictureFacts, 'codec' | 'called' | 'widthPixels' | 'heightPixels' | 'highDynamicRange'> {
   const start = description.offset + description.headerBytes + 8
   const end = description.offset + description.bytes
   if (start + 86 > end) throw corruptMedium('film')
@@ -398,6 +414,7 @@ function readPicture(
         : entry.type === 'hvc1' || entry.type === 'hev1'
           ? 'hevc'
           : 'other',
+    called: entry.type,
     widthPixels: index.readUInt16BE(start + 32),
     heightPixels: index.readUInt16BE(start + 34),
     // ISO/IEC 23091-2: 16 is PQ (SMPTE ST 2084), 18 is HLG, 2 unspecified.
@@ -432,6 +449,7 @@ function readSound(index: Buffer, description: Box): SoundFacts {
     }
   }
   return {
+    called: type,
     sampleRateHz: index.readUInt16BE(start + 32),
     channels: index.readUInt16BE(start + 24),
   }

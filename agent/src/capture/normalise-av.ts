@@ -316,7 +316,7 @@ async function runFilm(
     if (!isSluiceError(error) || error.code !== 'media.corrupt') throw error
     await source.assertUnchanged()
     const foreign = await findForeignCodec(encoding)
-    if (foreign !== undefined) throw foreignCodec(foreign)
+    if (foreign !== undefined) throw foreignCodec(foreign, facts)
     const again = { ...whole, ...filmInput(encoding) }
     throw corruptMedium('film', { ms: await findBreak(encoding, again) })
   }

@@ -772,6 +772,21 @@ const foreignCodecs: GateCase[] = [
   refused: { code: 'media.unsupported' as const, says: says as RegExp },
 }))
 
+/** ffmpeg has no name for them either: the container's is told. */
+const unknownCodecs: GateCase[] = [
+  ['a.mkv', 'V_MPEG4/ISO/AVC', 'V_MPEG9/ISO/ABC', /pictures .* V_MPEG9\/ISO\/ABC/],
+  ['b.mkv', 'A_AAC', 'A_XYZ', /sound .* A_XYZ/],
+  ['a.mov', 'avc1', 'zzz9', /pictures .* zzz9/],
+].map(([name, codec, other, says]) => ({
+  name: `${String(name)} of a codec that nobody knows, ${String(other)}`,
+  needs,
+  make: changed(film(...mp4, String(name)), (bytes) => {
+    bytes.write(String(other), bytes.indexOf(String(codec)), 'latin1')
+    return bytes
+  }),
+  refused: { code: 'media.unsupported' as const, says: says as RegExp },
+}))
+
 const hostile: GateCase[] = [
   {
     name: 'a playlist called a film',
@@ -1014,5 +1029,6 @@ export const filmCases: readonly GateCase[] = [
   ...salvaged,
   ...joinedFilms,
   ...foreignCodecs,
+  ...unknownCodecs,
   ...hostile,
 ]
