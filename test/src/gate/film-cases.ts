@@ -401,6 +401,15 @@ const shapes: GateCase[] = [
   quarterTurned([-1, 0, 0, -1], 3),
   quarterTurned([0, -1, 1, 0], 2),
   quarterTurned([-1, 0, 0, 1], 1),
+  // Where nothing is turned by the track, the film as a whole may still be, and nobody may copy it then.
+  ...(['analysis', 'faithful'] as const).map((profile): GateCase => ({
+    ...quarterTurned([0, 1, -1, 0], 1),
+    name: `a film turned by the matrix in the head of the film, ${profile}`,
+    profile,
+    make: changed(film(...corner, ...h264, 'turned.mp4'), (bytes) =>
+      patched(bytes, 'mvhd', 36, be32(0, 0x10000, 0, -0x10000, 0, 0, 320 * 0x10000, 0, 0x40000000)),
+    ),
+  })),
   {
     name: 'a film lying on its side, with sides of its own',
     needs,
