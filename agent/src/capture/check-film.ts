@@ -653,7 +653,7 @@ async function checkSample(cursor: ByteCursor, { track, bytes }: Sample): Promis
 
 /** Slices and parameter sets; never SEI, delimiters of unknown content, filler, or what is reserved. */
 const allowedUnits = {
-  avc1: new Set([1, 2, 3, 4, 5, 7, 8]),
+  avc1: new Set([1, 5, 7, 8]),
   hvc1: new Set([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 18, 19, 20, 21, 32, 33, 34]),
 }
 
@@ -667,7 +667,13 @@ async function checkUnits(
     const head = (await cursor.take(1)).readUInt8(0)
     const type = codec === 'avc1' ? head & 31 : (head >> 1) & 63
     if (!allowedUnits[codec].has(type)) throw notClean(`a unit of type ${type}`)
-    await cursor.skip(bytes - 1)
+    if (codec === 'avc1') await cursor.skip(bytes - 1)
+    else {
+      // Six bits of the layer lie over both bytes of the head; players show the first one.
+      const second = bytes < 2 ? 0xff : (await cursor.take(1)).readUInt8(0)
+      if ((head & 1) !== 0 || second >> 3 !== 0) throw notClean('a unit of a further layer')
+      await cursor.skip(bytes - 2)
+    }
   }
 }
 

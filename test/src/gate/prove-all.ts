@@ -12,12 +12,13 @@ import { openPicturePool } from '@sluice/agent/capture/picture-pool'
 import { detectIsolation } from '@sluice/agent/sandbox'
 
 import { bombCases } from './bomb-cases.ts'
+import { bitstreamCases } from './bitstream-cases.ts'
 import { proveCase } from './cases.ts'
 import { filmCases } from './film-cases.ts'
 import { imageCases } from './image-cases.ts'
 import { soundCases } from './sound-cases.ts'
 
-const cases = [...imageCases, ...filmCases, ...soundCases, ...bombCases]
+const cases = [...imageCases, ...filmCases, ...soundCases, ...bombCases, ...bitstreamCases]
 
 /**
  * Declares the tests of the quick rows, or of all.
