@@ -5,6 +5,18 @@ export function print(text: string): void {
   process.stdout.write(`${text}\n`)
 }
 
+/**
+ * A name as one line of text: who names a file could else move the cursor of whoever lists it.
+ *
+ * @see Unicode, general categories Cc, Cf, Zl and Zp.
+ */
+export function nameText(name: string): string {
+  return name.replaceAll(
+    /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
+    (sign) => `\\u{${(sign.codePointAt(0) ?? 0).toString(16)}}`,
+  )
+}
+
 /** Progress and remarks, so that answers can be piped. */
 export function remark(text: string): void {
   process.stderr.write(`${text}\n`)

@@ -195,6 +195,22 @@ describe('sluice-agent sanitise, of a folder', () => {
     assert.equal((await json('--force', from, path.join(from, 'clean')))['accepted'], 2)
   })
 
+  it('shows names that would move the cursor as one line of text', async () => {
+    const from = at('odd-names')
+    mkdirSync(from)
+    const name = 'a\n\u001b[2Kok\u202egpj'
+    writeFileSync(path.join(from, `${name}.jpg`), bytes)
+    writeFileSync(path.join(from, `b${name}.txt`), 'only words')
+    const said = await run(from, at('odd-names-clean'))
+    assert.equal(said.split('\n').length, 3)
+    assert.ok(!said.includes('\u001b') && !said.includes('\u202e'))
+    assert.match(said, /a\\u\{a\}\\u\{1b\}\[2Kok\\u\{202e\}gpj\.jpg -> /)
+    assert.match(said, /^REFUSED .*gpj\.txt: /m)
+    assert.ok(existsSync(at('odd-names-clean', `${name}.jpg`)), 'names stay as they are on disk')
+    const answer = await json('--check', from)
+    assert.equal(answer.files[0]?.['path'], path.join(from, `${name}.jpg`))
+  })
+
   it('writes nothing when it only judges', async () => {
     const from = inbox('judged')
     const before = readdirSync(from, { recursive: true })

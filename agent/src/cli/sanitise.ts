@@ -12,7 +12,7 @@ import type { NormalisedMedium } from '../capture/normalised.ts'
 import { openPicturePool } from '../capture/picture-pool.ts'
 import { createScanner } from '../capture/scan.ts'
 import { openNewFile, requireFree } from './new-file.ts'
-import { barText, createLine, sizeText } from './output.ts'
+import { barText, createLine, nameText, sizeText } from './output.ts'
 import { configOf } from './program.ts'
 import {
   type Plan,
@@ -173,13 +173,15 @@ async function takeAll(
   const { plan } = run
   const failures: SluiceError[] = []
   const waiting = [...plan.files]
+  let ended = false
   const work = async (): Promise<void> => {
     for (let next = waiting.shift(); next && !on.signal.aborted; next = waiting.shift()) {
       try {
         on.tell(await takeOne(next, run))
       } catch (error) {
         if (!isSluiceError(error) || endsAll(error)) throw error
-        if (on.signal.aborted) return
+        // What is under way when all ends is broken off, which says nothing about the medium.
+        if (on.signal.aborted || ended) return
         failures.push(error)
         on.tell(refusalOf(next, error))
       }
@@ -188,6 +190,7 @@ async function takeAll(
   try {
     await Promise.all(Array.from({ length: Math.min(on.width, waiting.length) }, work))
   } finally {
+    ended = true
     waiting.length = 0
   }
   return failures
@@ -285,7 +288,7 @@ function report(
 
 function textOf(result: Accepted | Refused, check: boolean): string {
   if (result.verdict === 'refused')
-    return `REFUSED  ${result.path}: ${result.message} (${result.code})`
+    return `REFUSED  ${nameText(result.path)}: ${nameText(result.message)} (${result.code})`
   const { source, written, scan } = result
   const removed = new Set(written.flatMap((medium) => medium.removed))
   const remarks = [
@@ -297,10 +300,10 @@ function textOf(result: Accepted | Refused, check: boolean): string {
     removed.size === 0 ? 'no metadata found' : `removed: ${[...removed].toSorted().join(', ')}`,
   ]
   const bytes = written.reduce((sum, medium) => sum + medium.bytes, 0)
-  const names = written.map((medium) => medium.path).join(' ')
+  const names = written.map((medium) => nameText(medium.path)).join(' ')
   const sizes = `${sizeText(source?.bytes ?? 0)} -> ${sizeText(bytes)}`
   const to = check ? '' : ` -> ${names}`
-  return `ok       ${result.path}${to}  ${shapeOf(written[0])}  ${sizes}  ${remarks.join('; ')}`
+  return `ok       ${nameText(result.path)}${to}  ${shapeOf(written[0])}  ${sizes}  ${remarks.join('; ')}`
 }
 
 function shapeOf(medium: Written | undefined): string {
