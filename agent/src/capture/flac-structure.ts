@@ -81,7 +81,8 @@ export type FlacSplitter = {
 }
 
 /**
- * @throws SluiceError `media.not_clean` from `frames` when what was encoded is no FLAC.
+ * @throws SluiceError From `frames`: `media.not_clean` when what was encoded is no FLAC, `media.corrupt` when
+ *   it holds no sample.
  */
 export function splitFlac(): FlacSplitter {
   let info: Buffer | undefined
@@ -102,7 +103,10 @@ export function splitFlac(): FlacSplitter {
         info = Buffer.from(pending.subarray(0, flacHeadBytes))
         yield pending.subarray(at)
       }
-      if (info === undefined) throw notClean('no sound')
+      if (info !== undefined) return
+      // An encoder that got no sample writes nothing, or a head alone: then the source held none.
+      const empty = pending.length === 0 || firstFrame(pending) === pending.length
+      throw empty ? corrupt() : notClean('no sound')
     },
     head(samples) {
       if (info === undefined) throw notClean('no sound')

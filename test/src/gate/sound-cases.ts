@@ -614,6 +614,17 @@ const limited: GateCase[] = [
   },
 ]
 
+/** Whole by its head and its length, and no frame in it: a decoder finds nothing, and says nothing of it. */
+const hollow: GateCase[] = (['analysis', 'compact'] as const).map((profile) => ({
+  name: `a FLAC with nothing where its frames should be, ${profile}`,
+  needs,
+  profile,
+  make: changed(film(...noise, 'a.flac'), (bytes) =>
+    bytes.fill(0, bytes.indexOf(Buffer.from('fff8', 'hex'))),
+  ),
+  refused: corrupt(/ after 0\.0 s/),
+}))
+
 export const soundCases: readonly GateCase[] = [
   ...plain,
   ...coded,
@@ -621,5 +632,6 @@ export const soundCases: readonly GateCase[] = [
   ...damaged,
   ...cutFrames,
   ...spoiltCases,
+  ...hollow,
   ...limited,
 ]
