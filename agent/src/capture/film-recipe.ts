@@ -177,7 +177,22 @@ const kept = [
   "pad=w='ceil(iw/2)*2':h='ceil(ih/2)*2'",
 ]
 
-function encoderArgs({ profile, encoder, threads }: Ask): string[] {
+/** Above it, ten pictures that wait to be looked at are what costs most memory. */
+const largePixels = 4_000_000
+
+/**
+ * A short look ahead for large pictures: 4K of high dynamic range then takes 0.9 GiB and no longer than
+ * before, by the ten pictures of the preset 1.04 GiB.
+ */
+function lookAhead({ profile, facts }: Ask): string[] {
+  const { widthPixels = 0, heightPixels = 0 } = facts.picture ?? {}
+  const large = Math.min(widthPixels * heightPixels, profile.sidePixelsMax ** 2) > largePixels
+  return large ? words('-x264-params rc-lookahead=5:sync-lookahead=0') : []
+}
+
+function encoderArgs(ask: Ask): string[] {
+  const { profile, encoder, threads } = ask
+
   const { rateFactor, preset } = profile
   if (encoder !== 'x264') return [...hardwareArgs[encoder], String(rateFactor)]
   return [
@@ -185,6 +200,7 @@ function encoderArgs({ profile, encoder, threads }: Ask): string[] {
     ...words('-c:v libx264 -bf 0 -preset'),
     preset,
     ...(rateFactor === 0 ? ['-qp', '0'] : ['-crf', String(rateFactor)]),
+    ...lookAhead(ask),
     '-threads',
     String(threads),
   ]
