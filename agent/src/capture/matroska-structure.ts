@@ -290,7 +290,9 @@ function float(bytes: Buffer, element: Element): number {
  * What a Matroska head of our own making says of its picture; undefined when it is not one. `form` is
  * the codec's name of four letters.
  */
-export function readMatroskaColour(head: Buffer): { transfer: number; form: string } | undefined {
+export function readMatroskaColour(
+  head: Buffer,
+): { transfer: number; form: string; widthPixels: number; heightPixels: number } | undefined {
   try {
     const file = parseElement(head, { headAt: 0, at: 0, end: head.length })
     const segment = parseElement(head, { headAt: file.end, at: file.end, end: head.length })
@@ -312,10 +314,13 @@ function readOwnTrack(head: Buffer, tracks: Element) {
   const video = inside(entry, ids.video)
   if (video === undefined) return undefined
   const transfer = inside(inside(video, ids.colour), ids.transfer)
+  const [width, height] = [inside(video, ids.width), inside(video, ids.height)]
   // A BITMAPINFOHEADER: its compression is the fifth of its fields.
   const format = inside(entry, ids.codecPrivate)
   return {
     transfer: transfer === undefined ? 2 : unsigned(head, transfer),
     form: format === undefined ? '' : head.toString('latin1', format.start + 16, format.start + 20),
+    widthPixels: width === undefined ? 0 : unsigned(head, width),
+    heightPixels: height === undefined ? 0 : unsigned(head, height),
   }
 }

@@ -24,7 +24,13 @@ import { inStepWithPicture, planFilm, planSound, words } from './film-recipe.ts'
 import type { FilmEncoder, SoundRecipe } from './film-recipe.ts'
 import { ffmpegMissing } from './find-ffmpeg.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
-import { firstPictureArgs, firstPictureBytesMax, readFirstPicture } from './first-picture.ts'
+import {
+  firstPictureArgs,
+  firstPictureBytesMax,
+  hidesEdges,
+  readFirstPicture,
+  withHiddenEdges,
+} from './first-picture.ts'
 import type { FirstPicture } from './first-picture.ts'
 import { splitFlac } from './flac-structure.ts'
 import type { Source } from './inspect.ts'
@@ -157,7 +163,9 @@ async function makeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
   const { filmEncoder: wanted = 'x264', ffmpeg, isolation } = encoding
   const encoder = await chooseFilmEncoder({ wanted, ffmpeg, isolation })
   const first = await lookAtFirst(encoding)
-  const profile = profiles[encoding.profile ?? 'analysis'].film
+  const wished = profiles[encoding.profile ?? 'analysis'].film
+  const hides = wished.copy && first !== undefined && (await hidesMore(encoding, first))
+  const profile = hides ? { ...wished, copy: false } : wished
   try {
     return await encodeFilm(encoding, { encoder, first, profile })
   } catch (error) {
@@ -229,11 +237,22 @@ async function encodeFilm(
 /** A look has to be quick; what cannot be seen in that time is encoded without it. */
 const lookMs = 10_000
 
-async function lookAtFirst(encoding: FilmEncoding): Promise<FirstPicture | undefined> {
+/** What is copied takes its hidden edges along. */
+async function hidesMore(encoding: FilmEncoding, first: FirstPicture): Promise<boolean> {
+  const coded = await lookAtFirst(encoding, withHiddenEdges)
+  return coded === undefined || hidesEdges(first, coded)
+}
+
+async function lookAtFirst(
+  encoding: FilmEncoding,
+  before: readonly string[] = [],
+): Promise<FirstPicture | undefined> {
+  const film = filmInput(encoding)
   const { value } = await startFfmpeg(
     encoding,
     {
-      ...filmInput(encoding),
+      ...film,
+      input: (at) => [...before, ...film.input(at)],
       output: firstPictureArgs,
       outputBytesMax: firstPictureBytesMax,
       lenient: true,

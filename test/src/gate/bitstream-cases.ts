@@ -109,4 +109,37 @@ export const bitstreamCases: readonly GateCase[] = codings.flatMap((coding): Gat
     }),
     gone: [canary],
   })),
+  {
+    ...faithful,
+    name: `${coding.name}, faithfully: what is cut off at an edge without coding anew does not leave`,
+    make: (folder) => {
+      const [whole, cut] = [join(folder, 'whole.mp4'), join(folder, 'cut.mp4')]
+      run([...picture, ...coding.encoder, whole])
+      run(['-i', whole, '-c', 'copy', '-bsf:v', `${coding.name}_metadata=crop_right=64`, cut])
+      return cut
+    },
+    equal: (outcomes, source) => {
+      samePictures(outcomes, source)
+      assert.equal(sidesOf(source), '320x240', 'the control: the source still has it')
+      assert.equal(sidesOf(outcomes[0]?.bytes), '256x240')
+    },
+  },
 ])
+
+/** Of the first picture, with all that is coded. */
+function sidesOf(bytes: Buffer = Buffer.alloc(0)): string {
+  const folder = mkdtempSync(join(tmpdir(), 'gate-units-'))
+  try {
+    const file = join(folder, 'film')
+    writeFileSync(file, bytes)
+    const form = ['-frames:v', '1', '-c:v', 'pgm', '-f', 'image2pipe', 'pipe:1']
+    // A greymap begins with its width and height.
+    const [, sides = ''] =
+      /^P5\s+(\d+\s+\d+)/.exec(
+        run(['-apply_cropping', '0', '-i', file, ...form]).toString('latin1', 0, 64),
+      ) ?? []
+    return sides.replace(/\s+/, 'x')
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+}
