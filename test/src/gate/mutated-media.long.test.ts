@@ -181,6 +181,18 @@ const verdicts =
   /^(?:passed|media\.(?:corrupt|unsupported|too_large|decoder_failed|timeout|empty))$/
 
 describe(`${wanted} mutated media of every kind, seed ${seed}`, () => {
+  it('passes every one of them as it was before', async () => {
+    await using pool = openPicturePool({ isolation, width: 1 })
+    const seeds = [...(await pictures()), ...made(soundRecipes), ...made(filmRecipes)]
+    for (const [place, medium] of seeds.entries()) {
+      assert.equal(
+        await verdictOf(medium, place, { ...gate, pictures: pool }),
+        'passed',
+        medium.name,
+      )
+    }
+  })
+
   it('each has a verdict: no crash, no hang, no file left, memory bounded', async (t) => {
     const kinds = { picture: await pictures(), sound: made(soundRecipes), film: made(filmRecipes) }
     for (const name of Object.keys({ ...filmRecipes, ...soundRecipes })) {
