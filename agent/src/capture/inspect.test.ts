@@ -5,6 +5,7 @@ import {
   appendFileSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   renameSync,
   rmSync,
   symlinkSync,
@@ -129,6 +130,13 @@ describe('openSource', () => {
     for (const at of [link, directory, pipe, path.join(folder, 'absent')]) {
       await assert.rejects(openSource(at), { code: 'media.not_a_file' })
     }
+  })
+
+  it('says of a name that is not UTF-8 what is wrong with it', async () => {
+    const within = mkdtempSync(path.join(folder, 'names-'))
+    writeFileSync(Buffer.concat([Buffer.from(`${within}/x`), Buffer.of(0xff)]), jpeg)
+    const [name = ''] = readdirSync(within)
+    await assert.rejects(openSource(path.join(within, name)), /name is not UTF-8/)
   })
 
   it('notices that the file grew, shrank, was rewritten or replaced', async () => {

@@ -132,6 +132,9 @@ async function openRegular(file: string): Promise<FileHandle> {
     return await open(file, flags)
   } catch (cause) {
     const code = cause instanceof Error && 'code' in cause ? cause.code : undefined
+    // A name of other bytes was read as one with this sign in it, and is found by nobody.
+    if (code === 'ENOENT' && file.includes('\ufffd'))
+      throw notAFile('its name is not UTF-8; give it another one', cause)
     if (code === 'ENOENT') throw notAFile('it does not exist', cause)
     if (code === 'ELOOP') throw notAFile('it is a symbolic link', cause)
     if (code === 'EACCES' || code === 'EPERM') throw notAFile('it may not be read', cause)
