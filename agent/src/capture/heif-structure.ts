@@ -63,12 +63,14 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
   }
   const size = sizeOf(bytes, meta, item)
   if (size === undefined) throw new DamagedPicture(metaBox.start)
+  // Before anything else goes through the parts: pictures of pictures end here.
+  const coding = codingOf(meta, primary, 0)
   const removed = namePresent({ bytes, boxes, meta, primary })
   if (brokenAt !== undefined) removed.add('trailer')
   const icc = profileOf(bytes, meta, item)
   const colour = codeOf(bytes, meta, item)
   return {
-    coding: codingOf(meta, primary, 0),
+    coding,
     bits: bitsOf(bytes, meta, primary),
     pages: [{ index: 0, orientation: 1, ...size }],
     animated: false,
