@@ -1,7 +1,7 @@
 /** Writes files so that a crash at any moment leaves the old state or the new one, whole. */
 import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
-import { open, rename, unlink } from 'node:fs/promises'
+import { open, readdir, rename, unlink } from 'node:fs/promises'
 import path from 'node:path'
 
 /** Every effect on the file system that durability rests on; an argument so that tests can fail each. */
@@ -30,6 +30,15 @@ export const diskEffects: DurableEffects = {
   },
 }
 
+const suffixBytes = 6
+const unfinished = new RegExp(`\\.[0-9a-f]{${2 * suffixBytes}}\\.new$`)
+
+/** Removes what writes that a crash cut short have left in a folder, whose only writer is the caller. */
+export async function sweepUnfinished(folder: string): Promise<void> {
+  for (const name of await readdir(folder))
+    if (unfinished.test(name)) await unlink(path.join(folder, name))
+}
+
 /**
  * Replaces a file as one step: written beside it under a random name, synced, renamed, and the
  * folder synced. When it returns, the new content survives a power cut.
@@ -42,13 +51,13 @@ export async function writeDurably(
   options: { mode?: number; effects?: DurableEffects } = {},
 ): Promise<void> {
   const effects = options.effects ?? diskEffects
-  const temporary = `${file}.${randomBytes(6).toString('hex')}.new`
+  const temporary = `${file}.${randomBytes(suffixBytes).toString('hex')}.new`
   try {
     await effects.create(temporary, bytes, options.mode ?? 0o600)
     await effects.rename(temporary, file)
   } catch (error) {
     await effects.unlink(temporary).catch(() => {
-      // It may never have come to be; leftovers are named .new and swept at the next start.
+      // It may never have come to be; what a crash leaves is swept by `sweepUnfinished`.
     })
     throw error
   }

@@ -22,6 +22,7 @@ import { watchFolders } from './capture/watch.ts'
 import { type WatchedFiles, openWatchedFiles } from './capture/watched-files.ts'
 import { type AgentConfig, foldersOf } from './config.ts'
 import { type ControlLink, createControlLink } from './control-link.ts'
+import { sweepUnfinished } from './durable-file.ts'
 import { type RenewableIdentity, keepCertificateFresh, openIdentity } from './enrol.ts'
 import { type AgentEvents, createEvents } from './events.ts'
 import { type LockOut, createLockOut } from './lock-out.ts'
@@ -60,6 +61,7 @@ export async function runAgent(options: {
     Promise.reject(new SluiceError('agent.unreachable', 'the agent is starting'))
   await using held = new AsyncDisposableStack()
   held.use(await openLocalSocket(folders.socket, (...asked) => serve(...asked)))
+  await sweepUnfinished(folders.stateDir)
   const journal = await openJournal(folders.stateDir)
   await claimJournal(journal, identity)
 
