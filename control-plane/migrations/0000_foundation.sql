@@ -17,8 +17,7 @@ CREATE TABLE `agents` (
 	`instance_id` text,
 	`connected_at_ms` integer,
 	`last_seen_at_ms` integer,
-	`clock_skew_ms` integer,
-	`last_seq` integer DEFAULT 0 NOT NULL
+	`clock_skew_ms` integer
 );
 --> statement-breakpoint
 CREATE UNIQUE INDEX `agents_name_unique` ON `agents` (`name`);--> statement-breakpoint
@@ -95,6 +94,11 @@ CREATE TABLE `certificates` (
 	`envelope` text NOT NULL,
 	`issued_at_ms` integer NOT NULL,
 	FOREIGN KEY (`job_id`) REFERENCES `jobs`(`id`) ON UPDATE no action ON DELETE no action
+);
+--> statement-breakpoint
+CREATE TABLE `command_numbers` (
+	`id` integer PRIMARY KEY NOT NULL,
+	`last_seq` integer NOT NULL
 );
 --> statement-breakpoint
 CREATE TABLE `commands` (

@@ -139,11 +139,15 @@ export const agents = sqliteTable(
     connectedAtMs: integer(),
     lastSeenAtMs: integer(),
     clockSkewMs: integer(),
-    /** The last command sequence number given out. */
-    lastSeq: integer().notNull().default(0),
   },
   (table) => [index('agents_by_site').on(table.site)],
 )
+
+/** One row: the last number that any command got. Each agent's rise, as all do. */
+export const commandNumbers = sqliteTable('command_numbers', {
+  id: integer().primaryKey(),
+  lastSeq: integer().notNull(),
+})
 
 export const commands = sqliteTable(
   'commands',

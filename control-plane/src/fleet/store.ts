@@ -31,7 +31,7 @@ export type CommandRow = typeof commands.$inferSelect
 // ---------------------------------------------------------------- commands
 
 /**
- * Makes a command a row with the agent's next sequence number, in the caller's transaction. After
+ * Makes a command a row with the next sequence number, in the caller's transaction. After
  * the commit it is sent, or it waits for the agent to come back. Open commands that it leaves without
  * a point are withdrawn.
  */
@@ -45,17 +45,11 @@ export async function enqueueCommand(
     atMs: order.atMs,
     matches: (open) => supersedes(order.command, open),
   })
-  const agent = await tx.sql.query.agents.findFirst({
-    columns: { lastSeq: true },
-    where: eq(agents.id, order.agentId),
-  })
-  const seq = (agent?.lastSeq ?? 0) + 1
   const id = newId(commandId, order.atMs)
-  await tx.sql.update(agents).set({ lastSeq: seq }).where(eq(agents.id, order.agentId))
   await tx.sql.insert(commands).values({
     id,
     agentId: order.agentId,
-    seq,
+    seq: takeSeqs(tx.sql, 1),
     lane: order.lane,
     body: order.command,
     createdAtMs: order.atMs,
@@ -77,22 +71,41 @@ export function enqueueCommands(
   atMs: number,
   changes: Changes,
 ): void {
-  const nextSeq = takeSeq(tx.sql)
+  let seq = takeSeqs(tx.sql, orders.length)
   const insert = insertCommand(tx.sql)
   for (const { id, agentId, lane, command } of orders)
-    insert.run(id, agentId, nextSeq.get(agentId) ?? 1, lane, JSON.stringify(command), atMs)
+    insert.run(id, agentId, seq++, lane, JSON.stringify(command), atMs)
   const told = new Set(orders.map(({ agentId }) => agentId))
   tx.afterCommit(() => {
     for (const agentId of told) changes.emit('command', agentId)
   })
 }
 
-const takeSeq = preparedOnce((sql) =>
+/** @returns The first of `count` numbers above all that were given out before. */
+function takeSeqs(sql: Queries, count: number): number {
+  return (addToSeq(sql).get(count) ?? count) - count + 1
+}
+
+const addToSeq = preparedOnce((sql) =>
   sql.$client
-    .prepare<[AgentId], number>(
-      'UPDATE agents SET last_seq = last_seq + 1 WHERE id = ? RETURNING last_seq',
+    .prepare<[number], number>(
+      `INSERT INTO command_numbers (id, last_seq) VALUES (1, ?)
+        ON CONFLICT (id) DO UPDATE SET last_seq = last_seq + excluded.last_seq RETURNING last_seq`,
     )
     .pluck(),
+)
+
+/**
+ * After a restore an agent may know numbers that this database never gave out: the next ones lie above.
+ * A lie must not use them up: without a next number nobody could order anybody anything, or revoke them.
+ */
+function raiseSeq(sql: Queries, seenSeq: number): void {
+  const known = lastSeq(sql).get() ?? 0
+  if (seenSeq > known) takeSeqs(sql, Math.min(seenSeq - known, limits.commandSeqJumpMax))
+}
+
+const lastSeq = preparedOnce((sql) =>
+  sql.$client.prepare<[], number>('SELECT last_seq FROM command_numbers').pluck(),
 )
 
 const insertCommand = preparedOnce((sql) =>
@@ -307,14 +320,9 @@ export async function recordHello(
       connectedAtMs: atMs,
       lastSeenAtMs: atMs,
       clockSkewMs: hello.atMs - atMs,
-      // After a restore the agent may know numbers that this database never gave out. A lie must not
-      // use them up: without a next number nobody could order the agent anything, or revoke it.
-      lastSeq: Math.max(
-        agent.lastSeq,
-        Math.min(hello.lastSeq, agent.lastSeq + limits.commandSeqJumpMax),
-      ),
     })
     .where(eq(agents.id, agent.id))
+  raiseSeq(tx.sql, hello.lastSeq)
 }
 
 export async function recordGone(
