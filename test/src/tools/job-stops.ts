@@ -167,12 +167,25 @@ function letRun(agent: FleetAgent): void {
   if (agent.isRunning) process.kill(agent.pid, 'SIGCONT')
 }
 
-/** The shell whose command names the folder, as the gated analyser's does. */
+/**
+ * The shell whose command names the folder, as the gated analyser's does, once it has read its medium whole and
+ * sleeps in front of the gate: before that a dead control plane, which is the store here, costs a lease.
+ */
 async function analyserBelow(folder: string): Promise<number | undefined> {
   for (const pid of await readdir('/proc')) {
     if (!/^\d+$/.test(pid)) continue
     const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
-    if (command.startsWith('/bin/sh') && command.includes(folder)) return Number(pid)
+    if (!command.startsWith('/bin/sh') || !command.includes(folder)) continue
+    if (await hasChild(Number(pid), 'sleep')) return Number(pid)
   }
   return undefined
+}
+
+async function hasChild(pid: number, name: string): Promise<boolean> {
+  const children = await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8').catch(() => '')
+  for (const child of children.split(' ').filter(Boolean)) {
+    const called = await readFile(`/proc/${child}/comm`, 'utf8').catch(() => '')
+    if (called.trim() === name) return true
+  }
+  return false
 }
