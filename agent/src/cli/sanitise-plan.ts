@@ -110,6 +110,34 @@ export function requireExtension(
   })
 }
 
+/**
+ * The originals are the person's to remove: a result never takes the place of one, told or not.
+ *
+ * @throws SluiceError `usage` when the target is a source, under whatever name.
+ */
+export async function requireNoSource(target: string, sources: ReadonlySet<string>): Promise<void> {
+  if (!sources.has(await identityOf(target))) return
+  throw new SluiceError('usage', `${target} is one of the sources`, {
+    hint: 'Name another folder for the results; --force does not overwrite what they are made of.',
+  })
+}
+
+/** What the sources of a plan are, for `requireNoSource`. */
+export async function identitiesOf(files: readonly PlannedFile[]): Promise<ReadonlySet<string>> {
+  const identities = new Set<string>()
+  for (const { file } of files) identities.add(await identityOf(file))
+  identities.delete(nothing)
+  return identities
+}
+
+const nothing = ''
+
+/** One text for one file, whatever its name. */
+async function identityOf(file: string): Promise<string> {
+  const facts = await lstat(file, { bigint: true }).catch(() => undefined)
+  return facts === undefined ? nothing : `${facts.dev}:${facts.ino}`
+}
+
 async function isFolder(file: string): Promise<boolean> {
   const facts = await lstat(file).catch(() => undefined)
   return facts?.isDirectory() === true

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import {
   existsSync,
+  linkSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
@@ -9,6 +10,7 @@ import {
   rmSync,
   statSync,
   symlinkSync,
+  unlinkSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -193,6 +195,18 @@ describe('sluice-agent sanitise, of a folder', () => {
     assert.equal(process.exitCode, 2)
     assert.equal(readdirSync(from, { recursive: true }).length, before)
     assert.equal((await json('--force', from, path.join(from, 'clean')))['accepted'], 2)
+  })
+
+  it('never writes over what it was made of, told to or not', async () => {
+    const from = inbox('in-place')
+    const { files } = await json('--force', from, from)
+    assert.equal(files[0]?.['message'], `${path.join(from, 'a.jpg')} is one of the sources`)
+    linkSync(path.join(from, 'a.jpg'), at('other-name.jpg'))
+    await assert.rejects(run('--force', path.join(from, 'a.jpg'), at('other-name.jpg')), {
+      code: 'usage',
+    })
+    assert.ok(readFileSync(path.join(from, 'a.jpg')).includes('canary'))
+    unlinkSync(at('other-name.jpg'))
   })
 
   it('shows names that would move the cursor as one line of text', async () => {

@@ -17,8 +17,10 @@ import { configOf } from './program.ts'
 import {
   type Plan,
   type PlannedFile,
+  identitiesOf,
   planSanitise,
   requireExtension,
+  requireNoSource,
   targetsOf,
 } from './sanitise-plan.ts'
 
@@ -122,7 +124,10 @@ async function sanitise(
   try {
     const { gate, profile } = await gateFor(options, ending.signal)
     await using pictures = openPicturePool(gate)
-    const run: Run = { plan, gate: { ...gate, pictures }, force: options.force === true, check }
+    const run: Run = {
+      ...{ plan, sources: await identitiesOf(plan.files), gate: { ...gate, pictures } },
+      ...{ force: options.force === true, check },
+    }
     const results: (Accepted | Refused)[] = []
     line.set(`0 of ${plan.files.length}`)
     const tell = (result: Accepted | Refused): void => {
@@ -148,22 +153,27 @@ async function sanitise(
 /** Flags count before the configuration, and that before the defaults. */
 async function gateFor(options: SanitiseOptions, signal: AbortSignal) {
   const config = options.config === undefined ? undefined : await configOf(options)
-  const policy = config?.gate ?? gatePolicy.parse({})
-  const { profile = policy.profile, isolation = config?.isolation } = options
+  const { scan, ...rules } = config?.gate ?? gatePolicy.parse({})
+  const { profile = rules.profile, isolation = config?.isolation } = options
   const ffmpegPath =
     options.ffmpeg === undefined ? config?.ffmpegPath : path.resolve(options.ffmpeg)
   const opened = await openGate({
-    ...{ scratchFolder: tmpdir(), profile, salvage: options.salvage ?? policy.salvage, signal },
+    ...{ scratchFolder: tmpdir(), profile, salvage: options.salvage ?? rules.salvage, signal },
     ...(isolation === undefined ? {} : { isolation }),
     ...(ffmpegPath === undefined ? {} : { ffmpegPath }),
   })
-  const scanner = createScanner({ settings: policy.scan, isolation: opened.isolation, signal })
-  const { nameMismatch, carry, speech, filmEncoder } = policy
-  const gate: Gate = { ...opened, nameMismatch, carry, speech, filmEncoder, scanner }
+  const scanner = createScanner({ settings: scan, isolation: opened.isolation, signal })
+  const gate: Gate = { ...rules, ...opened, scanner }
   return { gate, profile }
 }
 
-type Run = { plan: Plan; gate: Gate; force: boolean; check: boolean }
+type Run = {
+  plan: Plan
+  sources: ReadonlySet<string>
+  gate: Gate
+  force: boolean
+  check: boolean
+}
 
 /** @returns What was refused or failed, in the order it came. */
 async function takeAll(
@@ -213,7 +223,10 @@ async function takeOne(planned: PlannedFile, run: Run): Promise<Accepted> {
   if (!check) {
     if (plan.many) await mkdir(path.dirname(planned.stem), { recursive: true, mode: 0o700 })
     // Before anything is written, so that a film isn't left without its sound.
-    for (const target of targets) await requireFree(target, { force })
+    for (const target of targets) {
+      await requireNoSource(target, run.sources)
+      await requireFree(target, { force })
+    }
   }
   const written: Written[] = []
   for (const [
