@@ -192,7 +192,6 @@ function lookAhead({ profile, facts }: Ask): string[] {
 
 function encoderArgs(ask: Ask): string[] {
   const { profile, encoder, threads } = ask
-
   const { rateFactor, preset } = profile
   if (encoder !== 'x264') return [...hardwareArgs[encoder], String(rateFactor)]
   return [

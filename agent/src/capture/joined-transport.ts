@@ -25,14 +25,14 @@ export async function isJoined(source: Readable): Promise<boolean> {
   if (packets === undefined) return false
   const counters = new Counters()
   const recordings = new Recordings()
-  for await (const packet of eachPacket(source, packets)) {
-    const head = readHead(packet)
-    if (head === undefined) {
+  for await (const some of piecesOf(source, packets)) {
+    for (const packet of packetsOf(some, packets)) {
       // Without its packets in step, nothing can be told.
       if (packet[0] !== 0x47) return false
-      continue
+      const head = readHead(packet)
+      if (head === undefined) continue
+      recordings.add(packet, head, counters.shiftOf(packet, head) !== 0)
     }
-    recordings.add(packet, head, counters.shiftOf(packet, head) !== 0)
   }
   return recordings.followEachOther()
 }
@@ -41,15 +41,12 @@ export async function isJoined(source: Readable): Promise<boolean> {
 export async function* followOn(source: Readable): AsyncGenerator<Buffer> {
   const packets = await locatePackets(source)
   if (packets === undefined) return
-  const { packetBytes, offset } = packets
-  yield await source.read(0, offset)
+  yield await source.read(0, packets.offset)
   const counters = new Counters()
   const shifts = new Map<number, number>()
-  for (let at = offset; at < source.bytes; at += packetBytes * packetsAtOnce) {
-    const read = await source.read(at, Math.min(packetBytes * packetsAtOnce, source.bytes - at))
+  for await (const read of piecesOf(source, packets)) {
     const some = Buffer.from(read)
-    for (let from = 0; from + 188 <= some.length; from += packetBytes) {
-      const packet = some.subarray(from, from + 188)
+    for (const packet of packetsOf(some, packets)) {
       const head = readHead(packet)
       if (head === undefined) continue
       const { pid, counter } = head
@@ -65,15 +62,18 @@ async function locatePackets(source: Readable): Promise<FoundPackets | undefined
   return findPackets(await source.read(0, Math.min(4096, source.bytes)))
 }
 
-async function* eachPacket(
+/** The file behind the offset, in pieces that begin with a packet. */
+async function* piecesOf(
   source: Readable,
   { packetBytes, offset }: FoundPackets,
 ): AsyncGenerator<Buffer> {
-  for (let at = offset; at < source.bytes; at += packetBytes * packetsAtOnce) {
-    const some = await source.read(at, Math.min(packetBytes * packetsAtOnce, source.bytes - at))
-    for (let from = 0; from + 188 <= some.length; from += packetBytes)
-      yield some.subarray(from, from + 188)
-  }
+  const atOnce = packetBytes * packetsAtOnce
+  for (let at = offset; at < source.bytes; at += atOnce)
+    yield await source.read(at, Math.min(atOnce, source.bytes - at))
+}
+
+function* packetsOf(piece: Buffer, { packetBytes }: FoundPackets): Generator<Buffer> {
+  for (let at = 0; at + 188 <= piece.length; at += packetBytes) yield piece.subarray(at, at + 188)
 }
 
 /** @returns undefined for what has no counter: packets that only fill up, or are none. */

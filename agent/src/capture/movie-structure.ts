@@ -47,11 +47,8 @@ export async function readMovie(source: Readable, options: ReadOptions = {}): Pr
     const headBytes = Math.min(16, source.bytes - at)
     const head = heads.held(at, headBytes) ?? (await heads.read(at, headBytes))
     // Fewer bytes than a box takes, or zeros up to the end: cameras fill their last block.
-    if (index !== undefined && head.subarray(0, 8).every((byte) => byte === 0)) {
-      removed.add('trailer')
-      break
-    }
-    if (index !== undefined && isTrailer(head, source.bytes - at)) {
+    const isFilled = head.subarray(0, 8).every((byte) => byte === 0)
+    if (index !== undefined && (isFilled || isTrailer(head, source.bytes - at))) {
       removed.add('trailer')
       break
     }

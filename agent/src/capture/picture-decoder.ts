@@ -95,7 +95,7 @@ export function startPictureDecoder(options: DecoderOptions): PictureDecoder {
     },
     async decode(order, file, take) {
       const clock = createClock(() => stop.abort())
-      let refusedBy: Error = nonsense()
+      let isHarmless = false
       pictures += 1
       try {
         const fed = input.put([frameHead(order, file.bytes)], file.stream)
@@ -103,19 +103,20 @@ export function startPictureDecoder(options: DecoderOptions): PictureDecoder {
         // An answer before all was read is one that nobody can have worked for.
         if (answer !== undefined) await fed
         if (answer === undefined) throw await whyEnded(end, clock.isOver(), signal)
-        if (answer.type === 'failed' && !begun) refusedBy = failureOf(answer)
-        else if (answer.type === 'failed') throw failureOf(answer)
-        if (pictures >= limits.imagesPerDecoderMax) await end()
-        if (answer.type === 'done') return { removed: answer.removed, tools: answer.tools }
+        isHarmless = answer.type === 'done' || !begun
+        if (isHarmless && pictures >= limits.imagesPerDecoderMax) await end()
+        if (answer.type === 'failed') throw failureOf(answer)
+        return { removed: answer.removed, tools: answer.tools }
       } catch (error) {
         // A decoder that saw something bad is never used again.
-        stop.abort()
-        await end().catch(() => undefined)
+        if (!isHarmless) {
+          stop.abort()
+          await end().catch(() => undefined)
+        }
         throw error
       } finally {
         clock.stop()
       }
-      throw refusedBy
     },
     async [Symbol.asyncDispose]() {
       stop.abort()

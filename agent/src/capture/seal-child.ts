@@ -34,17 +34,15 @@ async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => voi
   await checkSources(order, tell)
   await requireRoom(order.spoolDir, { bytes: sourceBytes, reserveBytes: order.reserveBytes })
   const folder = await createSpoolFolder(order.spoolDir, order.jobId)
-  const { profile, salvage, nameMismatch, speech, filmEncoder, scan, carry } = order.gate
+  const { scan, ...rules } = order.gate
   let unscanned = 0
   const scanner = createScanner({
     ...{ settings: scan, isolation: order.isolation, quarantined: order.quarantined },
     infected: (infection) => tell({ type: 'infected', ...infection }),
     missed: () => (unscanned += 1),
   })
-  const gate: Gate = {
-    ...{ isolation: order.isolation, ffmpeg: order.ffmpeg, scratchFolder: folder },
-    ...{ profile, salvage, nameMismatch, speech, filmEncoder, scanner, carry },
-  }
+  const { isolation, ffmpeg } = order
+  const gate: Gate = { ...rules, isolation, ffmpeg, scratchFolder: folder, scanner }
   using keys = await makeKeys(order, folder)
   const { sealer, resultPublicKey } = keys
   await using file = await createSpoolFile(folder, spoolFiles.archive)
@@ -65,7 +63,7 @@ async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => voi
     resultPublicKey: resultPublicKey.toString('base64url'),
     isolation: order.isolation,
     systemCalls: systemCallsAt(order.isolation),
-    profile,
+    profile: rules.profile,
     tools: { sluice: build },
   }
   const manifest = await writeArchive({ media, head }, async (plaintext) => {

@@ -14,22 +14,13 @@ import { walkFrames } from './frames-structure.ts'
 import { readMatroska, readMatroskaColour } from './matroska-structure.ts'
 import { readMovie } from './movie-structure.ts'
 import { readTagged } from './mp3-structure.ts'
+import { oggPage } from './ogg-page.test-setup.ts'
 import { readOgg } from './ogg-structure.ts'
+import { randomness } from './randomness.test-setup.ts'
 import { sniff } from './sniff.ts'
 import { followOn, isJoined } from './joined-transport.ts'
 import { readTransport } from './transport-structure.ts'
 import { readWav } from './wav-structure.ts'
-
-/** Small, repeatable randomness (mulberry32). */
-function randomness(seed: number): () => number {
-  let state = seed
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
 
 /** Every prefix, then many copies with a few bytes changed. */
 function* damaged(bytes: Buffer, rounds: number): Generator<Buffer> {
@@ -234,43 +225,13 @@ function joinedTransport(): Buffer {
   return Buffer.concat([counted(0), counted(9)])
 }
 
-/** One page with its checksum. */
-function oggPage(options: {
-  flags: number
-  granule: bigint
-  sequence: number
-  body: Buffer
-}): Buffer {
-  const { flags, granule, sequence, body } = options
-  const page = Buffer.concat([
-    Buffer.from('OggS\0', 'latin1'),
-    zeros(21),
-    Buffer.from([1, body.length]),
-    body,
-  ])
-  page.writeUInt8(flags, 5)
-  page.writeBigInt64LE(granule, 6)
-  page.writeUInt32LE(7, 14)
-  page.writeUInt32LE(sequence, 18)
-  let sum = 0
-  for (const byte of page) {
-    sum ^= byte << 24
-    for (let bit = 0; bit < 8; bit++) sum = sum & 0x80000000 ? (sum << 1) ^ 0x04c11db7 : sum << 1
-  }
-  page.writeUInt32LE(sum >>> 0, 22)
-  return page
-}
-
 const ogg = Buffer.concat([
   oggPage({
     flags: 2,
-    granule: 0n,
-    sequence: 0,
     body: Buffer.from('OpusHead\x01\x02\0\0\x80\xbb\0\0\0\0\0', 'latin1'),
   }),
   oggPage({
     flags: 0,
-    granule: 0n,
     sequence: 1,
     body: Buffer.from('OpusTags\0\0\0\0\x01\0\0\0\x0a\0\0\0ARTIST=abc', 'latin1'),
   }),

@@ -3,6 +3,7 @@ import { limits } from '@sluice/protocol/limits'
 import { corruptMedium, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
 import type { AvFacts, Readable } from './av-facts.ts'
 import { findPackets } from './sniff-av.ts'
+import type { FoundPackets } from './sniff-av.ts'
 
 /** Tables come several times a second; a clock stands in every picture. */
 const lookBytes = 4 * 1024 ** 2
@@ -77,15 +78,13 @@ export async function readTransport(source: Readable): Promise<AvFacts> {
   return facts
 }
 
-type Packets = { packetBytes: number; offset: number }
-
-function* packetsOf(bytes: Buffer, { packetBytes, offset }: Packets): Generator<Buffer> {
+function* packetsOf(bytes: Buffer, { packetBytes, offset }: FoundPackets): Generator<Buffer> {
   for (let at = offset; at + 188 <= bytes.length; at += packetBytes) {
     if (bytes[at] === 0x47) yield bytes.subarray(at, at + 188)
   }
 }
 
-function readTables(head: Buffer, packets: Packets): Stream[] {
+function readTables(head: Buffer, packets: FoundPackets): Stream[] {
   const tables = new Set<number>()
   const streams = new Map<number, Stream>()
   for (const packet of packetsOf(head, packets)) {
@@ -140,7 +139,7 @@ function readProgram(section: Buffer): Stream[] {
 }
 
 /** Presentation times of one stream, in ticks of 90 kHz. */
-function readClock(bytes: Buffer, packets: Packets, pid: number): number[] {
+function readClock(bytes: Buffer, packets: FoundPackets, pid: number): number[] {
   const times: number[] = []
   for (const packet of packetsOf(bytes, packets)) {
     if ((packet.readUInt16BE(1) & 0x1fff) !== pid || (packet.readUInt8(1) & 0x40) === 0) continue

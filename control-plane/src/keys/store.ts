@@ -1,5 +1,4 @@
 /** Remembers epochs and what is wrapped under them; never a key in clear. */
-import assert from 'node:assert/strict'
 import { and, asc, count, eq, gte, isNull, lte, or, sql as raw } from '../database/drizzle.ts'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { AgentId, EpochId, JobId, ReceiveKeyId } from '@sluice/protocol/ids'
@@ -75,8 +74,8 @@ export async function placesDestroyed(
   sql: Queries,
   span: { startedAtMs: number; destroyedAtMs: number },
 ): Promise<EpochRow['store'][]> {
-  const [fromMs, toMs] = [span.startedAtMs, span.destroyedAtMs].toSorted((a, b) => a - b)
-  assert(fromMs !== undefined && toMs !== undefined)
+  const fromMs = Math.min(span.startedAtMs, span.destroyedAtMs)
+  const toMs = Math.max(span.startedAtMs, span.destroyedAtMs)
   const rows = await sql
     .selectDistinct({ store: epochs.store })
     .from(epochs)

@@ -2,6 +2,8 @@
 
 import { deflateSync } from 'node:zlib'
 
+import { oggPage } from '@sluice/agent/capture/ogg-page.test-setup'
+
 import type { GateCase } from './cases.ts'
 import { be32, box, bytesNamed, changed, film, le32, tone } from './make-films.ts'
 import { box as heifBox, u16, u32 } from './make-heif.ts'
@@ -478,25 +480,6 @@ function element(id: string, content: Buffer, size = BigInt(content.length)): Bu
 }
 
 const ebmlHead = element('1a45dfa3', Buffer.from('4282886d6174726f736b61', 'hex'))
-
-/** A page of Ogg with its checksum. */
-function oggPage(options: { serial: number; flags: number; body: Buffer }): Buffer {
-  const { serial, flags, body } = options
-  const head = Buffer.alloc(28)
-  head.write('OggS', 'latin1')
-  head[5] = flags
-  head.writeUInt32LE(serial, 14)
-  head[26] = 1
-  head[27] = body.length
-  const page = Buffer.concat([head, body])
-  let sum = 0
-  for (const byte of page) {
-    sum ^= byte << 24
-    for (let bit = 0; bit < 8; bit++) sum = sum & 0x80000000 ? (sum << 1) ^ 0x04c11db7 : sum << 1
-  }
-  page.writeUInt32LE(sum >>> 0, 22)
-  return page
-}
 
 function wavHead(rate: number, channels: number): Buffer {
   return Buffer.concat([

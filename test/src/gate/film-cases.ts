@@ -17,6 +17,7 @@ import {
   h264,
   intoIndex,
   le32,
+  makeCover,
   noise,
   onset,
   patched,
@@ -350,15 +351,7 @@ const stripped: GateCase[] = [
     name: 'a film with a cover',
     needs,
     make: (folder) => {
-      const cover = film(
-        '-f',
-        'lavfi',
-        '-i',
-        'color=red:s=64x64',
-        '-frames:v',
-        '1',
-        'c.png',
-      )(folder)
+      const cover = makeCover(folder)
       const maps = ['-map', '0', '-map', '1', '-map', '2', '-c:v:1', 'copy']
       const codecs = ['-c:v:0', 'libx264', '-c:a', 'aac', '-disposition:v:1', 'attached_pic']
       return film(...picture, ...tone, '-i', cover, ...maps, ...codecs, 'a.mp4')(folder)

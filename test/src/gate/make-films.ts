@@ -25,6 +25,9 @@ export function film(...args: string[]): (folder: string) => string {
   }
 }
 
+/** A picture to be attached to something else. */
+export const makeCover = film('-f', 'lavfi', '-i', 'color=red:s=64x64', '-frames:v', '1', 'c.png')
+
 /** Makes a source, and changes its bytes. */
 export function changed(
   make: (folder: string) => string,

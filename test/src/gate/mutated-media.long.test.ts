@@ -6,11 +6,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, describe, it } from 'node:test'
 
+import { checkClean } from '@sluice/agent/capture/clean-picture'
 import { findFfmpeg } from '@sluice/agent/capture/find-ffmpeg'
 import { openGate, passGate } from '@sluice/agent/capture/gate'
 import type { Gate } from '@sluice/agent/capture/gate'
 import { openPicturePool } from '@sluice/agent/capture/picture-pool'
-import { detectIsolation } from '@sluice/agent/sandbox'
+import { randomness } from '@sluice/agent/capture/randomness.test-setup'
+import { collectOutput, detectIsolation } from '@sluice/agent/sandbox'
 import { isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 
@@ -39,17 +41,6 @@ const isolation = await detectIsolation().catch(() => detectIsolation('none'))
 const gate = await openGate({ scratchFolder, isolation })
 
 type Seed = { name: string; bytes: Buffer }
-
-/** Small, repeatable randomness (mulberry32). */
-function randomness(start: number): () => number {
-  let state = start
-  return () => {
-    state = (state + 0x6d2b79f5) | 0
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state)
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-  }
-}
 
 /** Some bytes changed, more of them where headers are; a piece doubled, left out, or all cut short. */
 function mutated(bytes: Buffer, random: () => number): Buffer {
@@ -139,10 +130,12 @@ const soundRecipes: Record<string, readonly string[]> = {
 
 function made(recipes: Record<string, readonly string[]>): Seed[] {
   if (gate.ffmpeg === undefined) return []
-  return Object.entries(recipes).map(([name, args]) => ({
-    name,
-    bytes: readFileSync(film(...args, name)(folder)),
-  }))
+  return Object.entries(recipes).map(([name, args]) => {
+    const file = film(...args, name)(folder)
+    const bytes = readFileSync(file)
+    rmSync(file)
+    return { name, bytes }
+  })
 }
 
 /** A film costs as much as a hundred pictures: of twenty media, one is a film and four are sounds. */
@@ -166,6 +159,8 @@ async function verdictOf(medium: Seed, place: number, through: Gate): Promise<st
   try {
     await using passed = await passGate(file, through)
     assert.ok(passed.media.length > 0)
+    for (const { kind, content } of passed.media)
+      if (kind === 'image') checkClean(await collectOutput(content.read()))
     return 'passed'
   } catch (error) {
     if (!isSluiceError(error)) throw error
@@ -195,9 +190,6 @@ describe(`${wanted} mutated media of every kind, seed ${seed}`, () => {
 
   it('each has a verdict: no crash, no hang, no file left, memory bounded', async (t) => {
     const kinds = { picture: await pictures(), sound: made(soundRecipes), film: made(filmRecipes) }
-    for (const name of Object.keys({ ...filmRecipes, ...soundRecipes })) {
-      rmSync(join(folder, name), { force: true })
-    }
     const media = planned(wanted, kinds)
     const counts = new Map<string, number>()
     const unexpected: string[] = []

@@ -14,6 +14,7 @@ import {
   decoded,
   film,
   intoIndex,
+  makeCover,
   noise,
   tags,
   tone,
@@ -186,15 +187,7 @@ const coded: GateCase[] = [
     name: 'an M4A with title and cover',
     needs,
     make: (folder) => {
-      const cover = film(
-        '-f',
-        'lavfi',
-        '-i',
-        'color=red:s=64x64',
-        '-frames:v',
-        '1',
-        'c.png',
-      )(folder)
+      const cover = makeCover(folder)
       const maps = ['-map', '0', '-map', '1', '-c:v', 'copy', '-disposition:v', 'attached_pic']
       return film(...noise, '-i', cover, ...maps, '-c:a', 'aac', ...tags, 'a.m4a')(folder)
     },
@@ -334,15 +327,7 @@ const stripped: GateCase[] = [
     name: 'a FLAC with comments and a cover',
     needs,
     make: (folder) => {
-      const cover = film(
-        '-f',
-        'lavfi',
-        '-i',
-        'color=red:s=64x64',
-        '-frames:v',
-        '1',
-        'c.png',
-      )(folder)
+      const cover = makeCover(folder)
       const maps = ['-map', '0', '-map', '1', '-disposition:v', 'attached_pic']
       return film(...noise, '-i', cover, ...maps, '-c:a', 'flac', ...tags, 'a.flac')(folder)
     },
@@ -369,15 +354,7 @@ const stripped: GateCase[] = [
     name: 'an MP3 with tags of every kind, and a cover',
     needs,
     make: (folder) => {
-      const cover = film(
-        '-f',
-        'lavfi',
-        '-i',
-        'color=red:s=64x64',
-        '-frames:v',
-        '1',
-        'c.png',
-      )(folder)
+      const cover = makeCover(folder)
       const maps = ['-map', '0', '-map', '1', '-c:v', 'copy', '-c:a', 'libmp3lame']
       const make = film(...noise, '-i', cover, ...maps, ...tags, '-write_id3v1', '1', 'a.mp3')
       return changed(make, (bytes) => {

@@ -30,7 +30,7 @@ import {
   waitMsMax,
   waitUntilSealed,
 } from '../tools/journey.ts'
-import { descendantsOf, hasGone } from '../tools/processes.ts'
+import { descendantsOf, isAlive } from '../tools/process-family.ts'
 import { describeHits, makeScanner, proveScanFinds, scanBytes, scanTree } from '../tools/scan.ts'
 import { makePhoto, makeSound, needFfmpeg } from '../tools/small-media.ts'
 
@@ -77,13 +77,9 @@ describe('the capture agent killed -9', { timeout: 300_000 }, () => {
     ])
     const [submission = ''] = await submit(capture, files, { together: true })
     const cut = await waitFor('a sealing under way', waitMsMax, () => sealingUnderWay(capture))
-    const family = await descendantsOf(capture.pid)
+    const family = descendantsOf(capture.pid)
     await capture.kill9()
-    await waitFor(
-      'its children to end',
-      waitMsMax,
-      async () => (await hasGone(family)) || undefined,
-    )
+    await waitFor('its children to end', waitMsMax, async () => !family.some(isAlive) || undefined)
     const rest = await filesOf(join(spoolOf(capture), cut))
     const cutHeader = rest.get('archive.sealed')?.subarray(0, headerBytes)
     assert.ok(cutHeader !== undefined && rest.has('envelope') && rest.has('result-seed'))

@@ -18,6 +18,7 @@ import type { Fleet, FleetAgent, FleetOptions } from './fleet.ts'
 import { makeGatedAnalyser } from './gated-analyser.ts'
 import { hiddenAddress, startHeldLink } from './held-link.ts'
 import { detailOf, submit, waitUntilReady, waitMsMax, waitUntilSealed } from './journey.ts'
+import { descendantsOf } from './process-family.ts'
 
 /** In the order of a job that fails once, is tried again, and ends. */
 export const stoppedStates = [
@@ -176,16 +177,7 @@ async function analyserBelow(folder: string): Promise<number | undefined> {
     if (!/^\d+$/.test(pid)) continue
     const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
     if (!command.startsWith('/bin/sh') || !command.includes(folder)) continue
-    if (await hasChild(Number(pid), 'sleep')) return Number(pid)
+    if (descendantsOf(Number(pid)).some(({ name }) => name === 'sleep')) return Number(pid)
   }
   return undefined
-}
-
-async function hasChild(pid: number, name: string): Promise<boolean> {
-  const children = await readFile(`/proc/${pid}/task/${pid}/children`, 'utf8').catch(() => '')
-  for (const child of children.split(' ').filter(Boolean)) {
-    const called = await readFile(`/proc/${child}/comm`, 'utf8').catch(() => '')
-    if (called.trim() === name) return true
-  }
-  return false
 }

@@ -3,7 +3,7 @@
 import { readFileSync, readdirSync } from 'node:fs'
 
 /** A process known by more than its number, which the kernel gives out again. */
-export type KnownProcess = { pid: number; startedAt: string }
+export type KnownProcess = { pid: number; name: string; startedAt: string }
 
 /** All processes that descend from one, itself left out. */
 export function descendantsOf(ancestor: number): KnownProcess[] {
@@ -17,8 +17,8 @@ export function descendantsOf(ancestor: number): KnownProcess[] {
   }
   family.delete(ancestor)
   return [...family].flatMap((pid) => {
-    const startedAt = statOf(pid)?.startedAt
-    return startedAt === undefined ? [] : [{ pid, startedAt }]
+    const stat = statOf(pid)
+    return stat === undefined ? [] : [{ pid, name: stat.name, startedAt: stat.startedAt }]
   })
 }
 
@@ -28,12 +28,16 @@ export function isAlive({ pid, startedAt }: KnownProcess): boolean {
   return stat?.startedAt === startedAt && !['Z', 'X'].includes(stat.state)
 }
 
-/** @see proc_pid_stat(5): behind the command's closing bracket come state, parent, …, start time (22nd). */
-function statOf(pid: number): { state: string; parent: number; startedAt: string } | undefined {
+type Stat = { name: string; state: string; parent: number; startedAt: string }
+
+/** @see proc_pid_stat(5): behind the name's closing bracket come state, parent, …, start time (22nd). */
+function statOf(pid: number): Stat | undefined {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, 'latin1')
-    const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
-    return { state: fields[0] ?? '', parent: Number(fields[1]), startedAt: fields[19] ?? '' }
+    const nameEnd = text.lastIndexOf(')')
+    const name = text.slice(text.indexOf('(') + 1, nameEnd)
+    const fields = text.slice(nameEnd + 2).split(' ')
+    return { name, state: fields[0] ?? '', parent: Number(fields[1]), startedAt: fields[19] ?? '' }
   } catch (error) {
     const { code = '' } = error as NodeJS.ErrnoException
     if (code === 'ENOENT' || code === 'ESRCH') return undefined

@@ -1,7 +1,6 @@
 /** Programs that a test starts end with it, together with everything they started. */
 
 import { spawn } from 'node:child_process'
-import { readFile, readdir } from 'node:fs/promises'
 import type { Readable, Writable } from 'node:stream'
 import { setTimeout } from 'node:timers/promises'
 
@@ -236,41 +235,5 @@ function parseObject(line: string): Record<string, unknown> | undefined {
     return JSON.parse(json) as Record<string, unknown>
   } catch {
     return undefined
-  }
-}
-
-/** Everything a process has started, directly or not, that runs now. */
-export async function descendantsOf(pid: number): Promise<number[]> {
-  const parents = new Map<number, number>()
-  for (const name of await readdir('/proc')) {
-    if (!/^\d+$/.test(name)) continue
-    const facts = await factsOf(Number(name))
-    if (facts !== undefined) parents.set(Number(name), facts.parent)
-  }
-  const family = new Set([pid])
-  for (let before = 0; before < family.size;) {
-    before = family.size
-    for (const [child, parent] of parents) if (family.has(parent)) family.add(child)
-  }
-  family.delete(pid)
-  return [...family]
-}
-
-/** Whether none of these processes runs any more; one that nobody has reaped yet counts as gone. */
-export async function hasGone(pids: readonly number[]): Promise<boolean> {
-  const facts = await Promise.all(pids.map(factsOf))
-  return facts.every((one) => one === undefined || one.state === 'Z' || one.state === 'X')
-}
-
-/** @see proc(5), /proc/pid/stat: the fields after the command's closing bracket are state and parent. */
-async function factsOf(pid: number): Promise<{ state: string; parent: number } | undefined> {
-  try {
-    const text = await readFile(`/proc/${pid}/stat`, 'latin1')
-    const [state = '', parent] = text.slice(text.lastIndexOf(')') + 2).split(' ')
-    return { state, parent: Number(parent) }
-  } catch (error) {
-    const { code = '' } = error as NodeJS.ErrnoException
-    if (code === 'ENOENT' || code === 'ESRCH') return undefined
-    throw error
   }
 }
