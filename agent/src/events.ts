@@ -4,7 +4,7 @@ import { isSluiceError } from '@sluice/protocol/errors'
 import type { LeaseRef } from '@sluice/protocol/messages'
 import type { Log, LogFields } from '@sluice/protocol/process/log'
 import type { AnalysisEvents } from './analysis/pipeline.ts'
-import type { CaptureEvents } from './capture/pipeline.ts'
+import type { CaptureEvents } from './capture/capture-parts.ts'
 import type { LinkEvents } from './control-link.ts'
 import type { PurgeEvents } from './purge.ts'
 

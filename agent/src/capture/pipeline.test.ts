@@ -42,9 +42,10 @@ import { createPurges } from '../purge.ts'
 import { createReceiptOutbox } from '../receipts.ts'
 import { type ThrowawayAuthority, makeAuthority } from '../throwaway-authority.ts'
 import type { ObjectClient } from '../transfer/object-client.ts'
+import type { CaptureEvents } from './capture-parts.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
 import { type GatePolicy, gatePolicy } from './gate-policy.ts'
-import { type Capture, type CaptureEvents, createCapture } from './pipeline.ts'
+import { type Capture, createCapture } from './pipeline.ts'
 import { presentSubmission } from './present.ts'
 
 let authority: ThrowawayAuthority
