@@ -187,7 +187,7 @@ const rows: Row[] = [
     because: 'the database knows rows, not features',
   },
   {
-    files: ['control-plane/src/main.ts'],
+    files: ['control-plane/src/{main,start/*}.ts'],
     may: ['control-plane/src/**/*.ts', protocolAll, 'node:*', 'zod'],
     because: 'the root joins the features; only the command line starts it',
   },
@@ -314,12 +314,12 @@ const exclusives: { target: string[]; onlyIn: string[]; because: string }[] = [
   },
   {
     target: ['control-plane/src/**/routes.ts'],
-    onlyIn: ['control-plane/src/{http,main}.ts'],
+    onlyIn: ['control-plane/src/{http,main,start/*}.ts'],
     because: 'routes are mounted in one place, behind one guard',
   },
   {
-    target: ['control-plane/src/{main,http}.ts', 'agent/src/main.ts'],
-    onlyIn: ['control-plane/src/{main,cli/*}.ts', 'agent/src/cli/*.ts', 'test/src/**/*.ts'],
+    target: ['control-plane/src/{main,http,start/*}.ts', 'agent/src/main.ts'],
+    onlyIn: ['control-plane/src/{main,start/*,cli/*}.ts', 'agent/src/cli/*.ts', 'test/src/**/*.ts'],
     because: 'the root joins the features, so no feature may lean on it',
   },
   {
