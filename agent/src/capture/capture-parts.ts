@@ -8,6 +8,7 @@ import type { Identity } from '../enrol.ts'
 import type { CaptureJob, Journal, JournalData, Submission } from '../journal.ts'
 import type { ReceiptOutbox } from '../receipts.ts'
 import type { ObjectReader } from '../transfer/download.ts'
+import { type LinkSpeed, createLinkSpeed } from '../transfer/link-speed.ts'
 import type { ObjectClient } from '../transfer/object-client.ts'
 import type { Bandwidth } from '../transfer/upload.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
@@ -81,6 +82,8 @@ export type CaptureParts = Required<Omit<CaptureOptions, 'bandwidth'>> &
     /** A question in the background that the next connection asks again, should it fail. */
     ask: (question: Promise<void>) => void
     job: (id: JobId) => CaptureJob | undefined
+    /** What uploads carried lately. */
+    linkSpeed: LinkSpeed
     /** Changes the record of a job, if it still has one. */
     edit: (id: JobId, change: (draft: CaptureJob, all: JournalData) => void) => Promise<void>
     tell: (of: CaptureJob, stage: Stage, more?: Partial<Progress>) => void
@@ -101,6 +104,7 @@ export function createParts(options: CaptureOptions): CaptureParts & AsyncDispos
 
   return {
     ...{ ...options, now, random, gate, signal, inBackground },
+    linkSpeed: createLinkSpeed(options.bandwidth),
     ask(question) {
       const answered = question.catch((error: unknown) => {
         if (!isSluiceError(error) && !signal.aborted) throw error

@@ -86,6 +86,11 @@ export const gatePolicy = z.strictObject({
     description:
       'Sounds, those of films included, become 16 kHz of one channel, as speech models want them. The sound within a film stays.',
   }),
+  pages: z.enum(['all', 'first']).default('all').meta({
+    env: 'SLUICE_AGENT_GATE_PAGES',
+    description:
+      'Pages of a TIFF behind the first: `all` become media of their own, `first` leaves them out.',
+  }),
   filmEncoder: z.enum(filmEncoders).default('x264').meta({
     env: 'SLUICE_AGENT_GATE_FILM_ENCODER',
     description:

@@ -3,6 +3,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import type { GateProfile, IsolationLevel } from '@sluice/protocol/manifest'
 import { detectIsolation } from '../sandbox.ts'
 import { readCaptured } from './carry.ts'
+import type { Effort } from './compression.ts'
 import { findFfmpeg } from './find-ffmpeg.ts'
 import type { CarryPolicy } from './gate-policy.ts'
 import { openSource } from './inspect.ts'
@@ -23,6 +24,10 @@ export type Gate = AvOptions & {
   salvage?: boolean
   /** A name that promises another type than the content; default `report`. */
   nameMismatch?: 'report' | 'refuse'
+  /** How much work fewer bytes are worth; default `quick`. */
+  effort?: Effort
+  /** Pages of a document behind its first: media of their own, or left out; default `all`. */
+  pages?: 'all' | 'first'
   /** What of the metadata goes into the manifest; nothing without one. */
   carry?: CarryPolicy
   /** Sees every source before a decoder does; nothing is scanned without one. */

@@ -22,10 +22,10 @@ for (;;) {
 }
 
 async function work(order: DecoderOrder, bytes: Buffer): Promise<void> {
-  const { format, salvage } = order
+  const { format, profile, ...how } = order
   try {
-    const { image: profile } = profiles[order.profile]
-    const { facts, pictures } = readPicture(format, bytes, { profile, salvage })
+    const { image } = profiles[profile]
+    const { facts, pictures } = readPicture(format, bytes, { profile: image, ...how })
     const pixels = facts.pages.reduce(
       (sum, { widthPixels, heightPixels }) => sum + widthPixels * heightPixels,
       0,

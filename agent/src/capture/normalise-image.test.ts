@@ -13,6 +13,7 @@ import { checkClean } from './clean-picture.ts'
 import { openSource } from './inspect.ts'
 import { plainJfif } from './jpeg-structure.ts'
 import { normaliseImage } from './normalise-image.ts'
+import type { ImageOptions } from './normalise-image.ts'
 import { stripPng } from './strip-picture.ts'
 
 const isolation: IsolationLevel = await detectIsolation().catch(() => 'none')
@@ -28,6 +29,19 @@ async function normalise(content: Buffer) {
   const { content: held, ...facts } = medium
   await using bytes = held
   return { facts, picture: await collectOutput(bytes.read()) }
+}
+
+async function normaliseAll(content: Buffer, options: Partial<ImageOptions>) {
+  const file = path.join(mkdtempSync(path.join(folder, 'each-')), 'source')
+  writeFileSync(file, content)
+  await using source = await openSource(file)
+  const media = await normaliseImage(source, { isolation, scratchFolder: folder, ...options })
+  return Promise.all(
+    media.map(async ({ content: held, removed }) => {
+      await using bytes = held
+      return { removed, picture: await collectOutput(bytes.read()) }
+    }),
+  )
 }
 
 const exif = {
@@ -168,6 +182,50 @@ describe('normaliseImage', () => {
     assert.deepEqual([first.facts.widthPixels, first.facts.heightPixels], [30, 10])
     near(await pixel(first.picture, 5, 5), [0, 255, 0], 0)
     assert.ok(first.facts.removed.includes('animation'))
+  })
+
+  it('leaves out further pages where only the first is wanted', async () => {
+    const pages = ['lime', 'blue'].map((background) =>
+      sharp({ create: { width: 30, height: 10, channels: 3, background } })
+        .png()
+        .toBuffer(),
+    )
+    const document = await sharp(await Promise.all(pages), { join: { animated: true } })
+      .tiff()
+      .toBuffer()
+    const all = await normaliseAll(document, { pages: 'all' })
+    assert.equal(all.length, 2)
+    assert.ok(all.every(({ removed }) => !removed.includes('further-pictures')))
+    const [first, ...none] = await normaliseAll(document, { pages: 'first' })
+    assert.ok(first)
+    assert.ok(first.removed.includes('further-pictures'))
+    near(await pixel(first.picture, 5, 5), [0, 255, 0], 0)
+    assert.deepEqual(none, [])
+  })
+
+  it('spends more work on fewer bytes where the link asks for it, and loses nothing by it', async () => {
+    const lines = Buffer.from(
+      Array.from({ length: 300 * 200 * 3 }, (_, i) => (i % 97 < 60 ? 255 : i % 7)),
+    )
+    const shot = sharp(lines, { raw: { width: 300, height: 200, channels: 3 } })
+    const drawn = await shot.clone().png().toBuffer()
+    const [quick, small] = await Promise.all([
+      normaliseAll(drawn, { effort: 'quick' }),
+      normaliseAll(drawn, { effort: 'small' }),
+    ])
+    const [less, more] = [small[0]?.picture, quick[0]?.picture]
+    assert.ok(less && more && less.length < more.length)
+    assert.ok((await sharp(less).raw().toBuffer()).equals(lines))
+    assert.ok((await sharp(more).raw().toBuffer()).equals(lines))
+    const seen = await shot.clone().jpeg().toBuffer()
+    const [fast] = await normaliseAll(seen, { effort: 'quick' })
+    const [thin] = await normaliseAll(seen, { effort: 'small' })
+    assert.ok(fast && thin && thin.picture.length < fast.picture.length)
+    assert.ok(
+      (await sharp(thin.picture).raw().toBuffer()).equals(
+        await sharp(fast.picture).raw().toBuffer(),
+      ),
+    )
   })
 
   it('refuses pictures that are cut short, wherever', async () => {

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import type { GateProfile, IsolationLevel } from '@sluice/protocol/manifest'
 import { checkClean } from './clean-picture.ts'
+import type { Effort } from './compression.ts'
 import type { Source } from './inspect.ts'
 import type { NormalisedMedium } from './normalised.ts'
 import type { PicturePool } from './picture-pool.ts'
@@ -16,6 +17,8 @@ export type ImageOptions = HoldOptions & {
   pictures?: PicturePool
   profile?: GateProfile
   salvage?: boolean
+  effort?: Effort
+  pages?: 'all' | 'first'
   signal?: AbortSignal
 }
 
@@ -41,10 +44,10 @@ async function normaliseWith(
   source: Source,
   options: ImageOptions,
 ): Promise<NormalisedMedium[]> {
-  const { profile = 'analysis', salvage = false } = options
+  const { profile = 'analysis', salvage = false, effort = 'quick', pages = 'all' } = options
   const { format } = source
   assert.ok(isPictureFormat(format))
-  const order = { format, profile, salvage }
+  const order = { format, profile, salvage, effort, pages }
   const media: NormalisedMedium[] = []
   try {
     const file = { bytes: source.bytes, stream: source.stream() }

@@ -2,10 +2,17 @@
 import { SluiceError } from '@sluice/protocol/errors'
 import type { GateProfile } from '@sluice/protocol/manifest'
 import type { TooMuch, UnsupportedKind } from './damaged-picture.ts'
+import type { Effort } from './compression.ts'
 import type { PictureFormat } from './sniff.ts'
 
 /** What a decoder is asked; the file follows. */
-export type DecoderOrder = { format: PictureFormat; profile: GateProfile; salvage: boolean }
+export type DecoderOrder = {
+  format: PictureFormat
+  profile: GateProfile
+  salvage: boolean
+  effort: Effort
+  pages: 'all' | 'first'
+}
 
 /** What it answers, in this order; a picture's bytes follow its frame. `picture-answer.ts` checks it. */
 export type DecoderFrame =

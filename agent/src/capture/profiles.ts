@@ -5,10 +5,8 @@ export type JpegForm = {
   format: 'jpeg'
   quality: number
   chroma: '4:4:4' | '4:2:0'
-  /** Huffman codes made for this picture: a sixth smaller, at three times the work. */
-  optimised: boolean
 }
-export type PngForm = { format: 'png'; level: number }
+export type PngForm = { format: 'png' }
 export type WebpForm = { format: 'webp'; quality: number }
 
 export type ImageProfile = {
@@ -22,9 +20,9 @@ export type ImageProfile = {
   ofJpeg: JpegForm | PngForm
   opaque: JpegForm | PngForm
   transparent: PngForm | WebpForm
-  /** Pages of a document (TIFF): the further ones as further media, or dropped. */
-  pages: 'all' | 'first'
-  /** Frames of an animation (GIF, WebP, APNG): likewise. */
+  /** Small for thin links, whatever this one is; else as link and processors allow. */
+  effort: 'small' | 'as-allowed'
+  /** Frames of an animation (GIF, WebP, APNG): the further ones as further media, or dropped. */
   frames: 'all' | 'first'
 }
 
@@ -59,10 +57,10 @@ const analysis: Profile = {
     sidePixelsMax: 4096,
     depth: '8',
     gamut: 'srgb',
-    ofJpeg: { format: 'jpeg', quality: 95, chroma: '4:4:4', optimised: false },
-    opaque: { format: 'png', level: 1 },
-    transparent: { format: 'png', level: 1 },
-    pages: 'all',
+    ofJpeg: { format: 'jpeg', quality: 95, chroma: '4:4:4' },
+    opaque: { format: 'png' },
+    transparent: { format: 'png' },
+    effort: 'as-allowed',
     frames: 'first',
   },
   film: {
@@ -82,10 +80,10 @@ const faithful: Profile = {
     sidePixelsMax: Infinity,
     depth: 'as-is',
     gamut: 'as-is',
-    ofJpeg: { format: 'png', level: 6 },
-    opaque: { format: 'png', level: 6 },
-    transparent: { format: 'png', level: 6 },
-    pages: 'all',
+    ofJpeg: { format: 'png' },
+    opaque: { format: 'png' },
+    transparent: { format: 'png' },
+    effort: 'as-allowed',
     frames: 'all',
   },
   film: {
@@ -105,10 +103,10 @@ const compact: Profile = {
     sidePixelsMax: 2048,
     depth: '8',
     gamut: 'srgb',
-    ofJpeg: { format: 'jpeg', quality: 75, chroma: '4:2:0', optimised: true },
-    opaque: { format: 'jpeg', quality: 75, chroma: '4:2:0', optimised: true },
+    ofJpeg: { format: 'jpeg', quality: 75, chroma: '4:2:0' },
+    opaque: { format: 'jpeg', quality: 75, chroma: '4:2:0' },
     transparent: { format: 'webp', quality: 75 },
-    pages: 'all',
+    effort: 'small',
     frames: 'first',
   },
   film: {

@@ -41,8 +41,8 @@ async function sealJob(order: FullSealOrder, tell: (message: SealMessage) => voi
     infected: (infection) => tell({ type: 'infected', ...infection }),
     missed: () => (unscanned += 1),
   })
-  const { isolation, ffmpeg } = order
-  const gate: Gate = { ...rules, isolation, ffmpeg, scratchFolder: folder, scanner }
+  const { isolation, ffmpeg, effort } = order
+  const gate: Gate = { ...rules, isolation, ffmpeg, effort, scratchFolder: folder, scanner }
   using keys = await makeKeys(order, folder)
   const { sealer, resultPublicKey } = keys
   await using file = await createSpoolFile(folder, spoolFiles.archive)

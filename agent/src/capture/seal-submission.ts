@@ -1,8 +1,10 @@
 /** Tries once to make a sealed job of a submission: another id, key and salt at every attempt. */
+import { availableParallelism, loadavg } from 'node:os'
 import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import type { JobId } from '@sluice/protocol/ids'
 import type { CaptureJob, JournalData, Submission } from '../journal.ts'
 import type { CaptureParts } from './capture-parts.ts'
+import { chooseEffort } from './compression.ts'
 import { putBack, tellPutBack } from './put-back.ts'
 import { quarantine } from './quarantine.ts'
 import { createReadiness } from './ready-to-seal.ts'
@@ -87,6 +89,10 @@ export function createSealer(
         ...{ jobId: id, analyser, sources, agentId: parts.identity.agentId },
         ...{ receiveKeyId: key.receiveKeyId, publicKey: key.publicKey },
         ...{ spoolDir, reserveBytes, isolation, ffmpeg, gate },
+        effort: chooseEffort({
+          linkBytesPerSecond: parts.linkSpeed.bytesPerSecond,
+          freeCores: Math.max(0, availableParallelism() - (loadavg()[0] ?? 0)),
+        }),
         quarantined: Object.keys(journal.data.quarantine),
       },
       {

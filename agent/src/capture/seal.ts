@@ -8,6 +8,7 @@ import { z } from 'zod'
 import { infection, sourceIdentity } from '../journal.ts'
 import { siblingScript } from '../sandbox.ts'
 import { runChild } from './child.ts'
+import { efforts } from './compression.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
 import { gatePolicy } from './gate-policy.ts'
 import type { Infection } from './scan.ts'
@@ -35,13 +36,15 @@ export const sealOrder = z.strictObject({
   /** As `findFfmpeg` found it when the agent started; without one, films and most sounds are refused. */
   ffmpeg: ffmpegFound.optional(),
   gate: gatePolicy.prefault({}),
+  /** How much work fewer bytes are worth. */
+  effort: z.enum(efforts).default('quick'),
   /** Hashes of what was found infected here before. */
   quarantined: z.array(sha256Hex).max(limits.quarantineEntriesMax).default([]),
 })
 export type FullSealOrder = z.infer<typeof sealOrder>
 /** What has a default may be left out. */
-export type SealOrder = Omit<FullSealOrder, 'gate' | 'quarantined'> &
-  Partial<Pick<FullSealOrder, 'gate' | 'quarantined'>>
+export type SealOrder = Omit<FullSealOrder, 'gate' | 'effort' | 'quarantined'> &
+  Partial<Pick<FullSealOrder, 'gate' | 'effort' | 'quarantined'>>
 
 /** What a child tells on the way: which source it is at, and how many bytes are sealed. */
 const progress = z.strictObject({

@@ -12,12 +12,12 @@ export async function upload(
   current: CaptureJob,
   until: AbortSignal,
 ): Promise<void> {
-  const { client, link, partsInParallel, bandwidth, tell } = parts
+  const { client, link, linkSpeed, partsInParallel, bandwidth, tell } = parts
   const { jobId, sealedBytes } = current
   await using archive = await openSpooledArchive(parts.spoolDir, jobId)
   tell(current, 'upload', { done: 0, total: sealedBytes })
   const state = await uploadSpool({
-    ...{ jobId, archive, sealedBytes, client, link, partsInParallel },
+    ...{ jobId, archive, sealedBytes, client, link, linkSpeed, partsInParallel },
     ...(bandwidth ? { bandwidth } : {}),
     progress: (heldBytes) => tell(current, 'upload', { done: heldBytes, total: sealedBytes }),
     signal: until,

@@ -18,6 +18,7 @@ import type { ControlLink } from '../control-link.ts'
 import { type ThrowawayAuthority, makeAuthority } from '../throwaway-authority.ts'
 import { createObjectReader } from './download.ts'
 import { type ObjectClient, createObjectClient } from './object-client.ts'
+import type { LinkSpeed } from './link-speed.ts'
 import { uploadSpool } from './upload.ts'
 
 const partBytes = limits.partBytesMin
@@ -98,7 +99,10 @@ function grantFor(query: string, expiresAtMs = Date.now() + 300_000): Grant {
   return { url: `${origin}/object?${query}`, headers: {}, expiresAtMs }
 }
 
-function upload(held: { part: number; bytes: number; etag: string }[] = []) {
+function upload(
+  held: { part: number; bytes: number; etag: string }[] = [],
+  linkSpeed?: Pick<LinkSpeed, 'record'>,
+) {
   const request = async (type: string, body: { parts?: { part: number }[] }) => {
     if (type === 'upload.begin') return { body: { state: 'uploading', partBytes, held } }
     if (type === 'upload.complete') return { body: { state: 'stored', parts: body.parts } }
@@ -111,6 +115,7 @@ function upload(held: { part: number; bytes: number; etag: string }[] = []) {
   const id = newId(jobId, 1)
   return uploadSpool({
     ...{ jobId: id, archive, sealedBytes: content.length, client, link, signal },
+    ...(linkSpeed === undefined ? {} : { linkSpeed }),
     random: () => 0,
   })
 }
@@ -125,8 +130,13 @@ describe('uploadSpool', () => {
   it('sends only what the store does not hold', async () => {
     const etag = md5(content.subarray(partBytes, 2 * partBytes))
     stored.set(2, content.subarray(partBytes, 2 * partBytes))
-    await upload([{ part: 2, bytes: partBytes, etag: `"${etag}"` }])
+    const measured: { bytes: number; elapsedMs: number }[] = []
+    const record = (sent: { bytes: number; elapsedMs: number }) => void measured.push(sent)
+    await upload([{ part: 2, bytes: partBytes, etag: `"${etag}"` }], { record })
     assert.deepEqual(new Set(puts), new Set([1, 3]))
+    assert.equal(measured.length, 1)
+    assert.equal(measured[0]?.bytes, content.length - partBytes, 'what was there tells no speed')
+    assert.ok((measured[0]?.elapsedMs ?? 0) > 0)
     assert.ok(uploaded().equals(content))
   })
 

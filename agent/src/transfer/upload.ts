@@ -9,6 +9,7 @@ import { limits } from '@sluice/protocol/limits'
 import { backoffMs } from '@sluice/protocol/process/retry'
 import type { ControlLink } from '../control-link.ts'
 import { type Bucket, fullBucket, takeBytes } from './bandwidth.ts'
+import type { LinkSpeed } from './link-speed.ts'
 import type { ObjectClient } from './object-client.ts'
 import { type Part, planParts } from './part-plan.ts'
 
@@ -22,6 +23,8 @@ export type UploadOptions = {
   /** Parts on their way at once; each is held in memory. Default 3. */
   partsInParallel?: number
   bandwidth?: Bandwidth
+  /** Told how long what was sent took. */
+  linkSpeed?: Pick<LinkSpeed, 'record'>
   /** Told of bytes that the store holds; rises to `sealedBytes`. */
   progress?: (heldBytes: number) => void
   signal: AbortSignal
@@ -31,11 +34,15 @@ export type UploadOptions = {
 const triesMax = 8
 
 /** One rate for everything this process uploads. */
-export type Bandwidth = { wait(bytes: number, signal: AbortSignal): Promise<void> }
+export type Bandwidth = {
+  readonly bytesPerSecond: number
+  wait(bytes: number, signal: AbortSignal): Promise<void>
+}
 
 export function limitBandwidth(bytesPerSecond: number): Bandwidth {
   let bucket: Bucket = fullBucket(bytesPerSecond, performance.now())
   return {
+    bytesPerSecond,
     async wait(bytes, signal) {
       const taken = takeBytes(bucket, bytes, bytesPerSecond, performance.now())
       bucket = taken.bucket
@@ -63,11 +70,14 @@ export async function uploadSpool(options: UploadOptions): Promise<JobState> {
   const etags: { part: number; etag: string }[] = []
   let heldBytes = 0
   const waiting = parts.values()
+  const startedAt = performance.now()
+  let sentBytes = 0
 
   async function work(): Promise<void> {
     for (const part of waiting) {
-      const etag = await bring(options, part, held.get(part.part), signal)
+      const { etag, isSent } = await bring(options, part, held.get(part.part), signal)
       etags.push({ part: part.part, etag })
+      if (isSent) sentBytes += part.bytes
       heldBytes += part.bytes
       progress?.(heldBytes)
     }
@@ -81,27 +91,29 @@ export async function uploadSpool(options: UploadOptions): Promise<JobState> {
     await Promise.allSettled(workers)
     throw error
   }
+  options.linkSpeed?.record({ bytes: sentBytes, elapsedMs: performance.now() - startedAt })
   etags.sort((left, right) => left.part - right.part)
   const completed = await link.request('upload.complete', { jobId, parts: etags }, { signal })
   return completed.body.state
 }
 
-/** @returns The part's ETag: MD5 of its bytes, as S3 gives it without encryption of its own. */
+/** @returns The part's ETag: MD5 of its bytes, as S3 gives it without encryption of its own. The store may hold it already. */
 async function bring(
   options: UploadOptions,
   part: Part,
   held: { bytes: number; etag: string } | undefined,
   signal: AbortSignal,
-): Promise<string> {
+): Promise<{ etag: string; isSent: boolean }> {
   const body = await readPart(options.archive, part)
   const md5 = createHash('md5').update(body).digest()
   const etag = md5.toString('hex')
-  if (held && held.bytes === part.bytes && plainEtag(held.etag) === etag) return etag
+  if (held && held.bytes === part.bytes && plainEtag(held.etag) === etag)
+    return { etag, isSent: false }
   for (let attempt = 0; ; attempt += 1) {
     try {
       await options.bandwidth?.wait(part.bytes, signal)
       await send(options, part, body, md5, signal)
-      return etag
+      return { etag, isSent: true }
     } catch (error) {
       const again = error instanceof SluiceError && error.retry === 'later'
       if (!again || attempt + 1 >= triesMax || signal.aborted) throw error
