@@ -1,4 +1,5 @@
 /** The data directory: made once, with modes that keep everyone else out, and checked at every start. */
+import { constants } from 'node:fs'
 import { chmod, lstat, mkdir, open, readFile, rename } from 'node:fs/promises'
 import { join } from 'node:path'
 import { SluiceError } from '@sluice/protocol/errors'
@@ -94,7 +95,8 @@ export async function writeDurably(
   mode: number,
 ): Promise<void> {
   const unfinished = `${path}.unfinished`
-  const file = await open(unfinished, 'w', mode)
+  const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW
+  const file = await open(unfinished, flags, mode)
   try {
     await file.chmod(mode)
     await file.writeFile(content)

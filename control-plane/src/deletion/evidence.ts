@@ -1,11 +1,11 @@
 /** The evidence key: signs deletion certificates and the control plane's own receipts, nothing else. */
 import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
-import { constants } from 'node:fs'
-import { mkdir, open, rename } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import { readSecretFile } from '@sluice/protocol/process/secret'
 import { ed25519Signer } from '@sluice/protocol/sealing/dsse'
+import { writeDurably } from '../data-directory.ts'
 
 export type Evidence = {
   /** SHA-256 of the public key's SubjectPublicKeyInfo, hex: the id of the control plane's holders. */
@@ -31,10 +31,10 @@ const privateBytesMax = 256
 export async function openEvidence(folder: string): Promise<Evidence> {
   await mkdir(folder, { recursive: true, mode: 0o700 })
   const path = join(folder, privateName)
-  const privateKey = (await existingKey(path)) ?? (await makeKey(folder, path))
+  const privateKey = (await existingKey(path)) ?? (await makeKey(path))
   const publicKey = createPublicKey(privateKey)
   const publicKeyPem = publicKey.export({ format: 'pem', type: 'spki' })
-  await writeDurably(folder, publicName, Buffer.from(publicKeyPem), 0o644)
+  await writeDurably(join(folder, publicName), publicKeyPem, 0o644)
   return { ...ed25519Signer(privateKey, publicKey), publicKey, publicKeyPem }
 }
 
@@ -65,40 +65,15 @@ function noKey(path: string, cause?: unknown): SluiceError {
   })
 }
 
-async function makeKey(folder: string, path: string): Promise<KeyObject> {
+async function makeKey(path: string): Promise<KeyObject> {
   const { privateKey } = generateKeyPairSync('ed25519')
   const bytes = privateKey.export({ format: 'der', type: 'pkcs8' })
   try {
-    await writeDurably(folder, privateName, bytes, 0o600)
+    await writeDurably(path, bytes, 0o600)
   } finally {
     bytes.fill(0)
   }
   const written = await existingKey(path)
   if (!written) throw noKey(path)
   return written
-}
-
-/** Whole or not at all, whatever crashes. */
-async function writeDurably(
-  folder: string,
-  name: string,
-  bytes: Buffer,
-  mode: number,
-): Promise<void> {
-  const temporary = join(folder, `${name}.new`)
-  const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC | constants.O_NOFOLLOW
-  const file = await open(temporary, flags, mode)
-  try {
-    await file.writeFile(bytes)
-    await file.sync()
-  } finally {
-    await file.close()
-  }
-  await rename(temporary, join(folder, name))
-  const directory = await open(folder, constants.O_RDONLY)
-  try {
-    await directory.sync()
-  } finally {
-    await directory.close()
-  }
 }

@@ -1,5 +1,6 @@
 /** Takes in receipts, signs the control plane's own, and settles the duties they speak for. */
 import { createHash, createPublicKey } from 'node:crypto'
+import type { z } from 'zod'
 import { canonicalJson } from '@sluice/protocol/canonical'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { AgentId } from '@sluice/protocol/ids'
@@ -75,8 +76,7 @@ async function verified(
   const { agentId, envelope } = sent
   const signer = await signerNow(sql, agentId, sent.nowMs)
   const { publicKey } = signer
-  // Read before it is verified, only to find what it must be compared with.
-  const { obligationId } = claimedPredicate(envelope)
+  const { obligationId } = claimOf(envelope, receiptStatement)
   const obligation = await obligationById(sql, obligationId)
   const job = obligation?.jobId ? await jobById(sql, obligation.jobId) : undefined
   if (!obligation || !job)
@@ -102,17 +102,24 @@ async function verified(
   return { job, obligation, receipt, publicKey, signer, lease, settled: earlier !== undefined }
 }
 
-function claimedPredicate(envelope: DsseEnvelope): Receipt {
-  let statement: unknown
+/**
+ * What a receipt claims: read before it is verified, only to find what it must be compared with.
+ *
+ * @throws SluiceError `evidence.not_canonical`, `evidence.invalid`.
+ */
+export function claimOf<Predicate>(
+  envelope: DsseEnvelope,
+  statement: z.ZodType<{ predicate: Predicate }>,
+): Predicate {
+  let claim: unknown
   try {
-    statement = JSON.parse(Buffer.from(envelope.payload, 'base64').toString('utf8'))
+    claim = JSON.parse(Buffer.from(envelope.payload, 'base64').toString('utf8'))
   } catch (cause) {
     throw new SluiceError('evidence.not_canonical', 'a receipt is not JSON', { cause })
   }
-  const parsed = receiptStatement.safeParse(statement)
-  if (!parsed.success)
-    throw new SluiceError('evidence.invalid', 'this is no receipt', { cause: parsed.error })
-  return parsed.data.predicate
+  const parsed = statement.safeParse(claim)
+  if (parsed.success) return parsed.data.predicate
+  throw new SluiceError('evidence.invalid', 'this is no such receipt', { cause: parsed.error })
 }
 
 /** A receipt that was refused leaves an audit event. */

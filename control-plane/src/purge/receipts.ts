@@ -5,13 +5,13 @@
 import { createHash, createPublicKey } from 'node:crypto'
 import { canonicalJson } from '@sluice/protocol/canonical'
 import { isSluiceError, SluiceError } from '@sluice/protocol/errors'
-import { type AgentId, type ObligationId, purgeId } from '@sluice/protocol/ids'
+import { type AgentId, purgeId } from '@sluice/protocol/ids'
 import { purgeReceiptStatement } from '@sluice/protocol/purge-receipt'
 import { type DsseEnvelope, keyIdOf } from '@sluice/protocol/sealing/dsse'
 import { orderSha256Of, verifyPurgeReceipt } from '@sluice/protocol/sealing/verify-purge-receipt'
 import { appendAudit } from '../audit/store.ts'
 import type { Transaction } from '../database/database.ts'
-import { type ReceiptParts, recordRefusal } from '../deletion/receipts.ts'
+import { claimOf, type ReceiptParts, recordRefusal } from '../deletion/receipts.ts'
 import { signerNow } from '../deletion/signer.ts'
 import {
   addReceipt,
@@ -53,7 +53,8 @@ async function accept(
   const { agentId, envelope } = sent
   const atMs = parts.now()
   const signer = await signerNow(tx.sql, agentId, atMs)
-  const duty = await obligationById(tx.sql, claimedObligation(envelope))
+  const { obligationId } = claimOf(envelope, purgeReceiptStatement)
+  const duty = await obligationById(tx.sql, obligationId)
   const isOrphan = duty?.kind === 'orphan.delete'
   const isOurs = isOrphan || duty?.kind === 'purge.agent'
   if (!duty || !isOurs || duty.agentId !== agentId || duty.commandId === null)
@@ -104,18 +105,4 @@ async function accept(
     },
   })
   if (!isOrphan) await lookNow(tx, receipt.purgeId, atMs, parts.changes)
-}
-
-/** Read before it is verified, only to find what it must be compared with. */
-function claimedObligation(envelope: DsseEnvelope): ObligationId {
-  let statement: unknown
-  try {
-    statement = JSON.parse(Buffer.from(envelope.payload, 'base64').toString('utf8'))
-  } catch (cause) {
-    throw new SluiceError('evidence.not_canonical', 'a purge receipt is not JSON', { cause })
-  }
-  const parsed = purgeReceiptStatement.safeParse(statement)
-  if (!parsed.success)
-    throw new SluiceError('evidence.invalid', 'this is no purge receipt', { cause: parsed.error })
-  return parsed.data.predicate.obligationId
 }
