@@ -130,6 +130,14 @@ describe(
       assert.deepEqual([systemCallsAt('bubblewrap'), systemCallsAt('none')], ['filtered', 'any'])
     })
 
+    it('says when the filter is that of the service around it', async () => {
+      const sandbox = path.join(import.meta.dirname, 'sandbox.ts')
+      const source = `import('${sandbox}').then((own) => console.log(own.systemCallsAt('none')))`
+      const visible = [process.execPath, path.resolve(import.meta.dirname, '../..')]
+      const request = evaluate(source, { isolation: 'bubblewrap', visible })
+      assert.equal((await outputOf(request)).trim(), 'by-service')
+    })
+
     it('finds its input read-only under a name of ours', async () => {
       const inputs = { medium: canary }
       const read = { inputs, args: (at: (name: string) => string) => ['-c', `cat ${at('medium')}`] }

@@ -9,8 +9,8 @@ import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { SluiceError } from '@sluice/protocol/errors'
-import type { IsolationLevel } from '@sluice/protocol/manifest'
-import { systemCallFilter } from './system-calls.ts'
+import type { IsolationLevel, SystemCalls } from '@sluice/protocol/manifest'
+import { isFilteredByService, systemCallFilter } from './system-calls.ts'
 import { groupHasRunning, isRunning, residentBytes, killNow, startOf } from './process-tree.ts'
 
 /** Bounds of one sandboxed program and everything it starts. */
@@ -114,8 +114,9 @@ export async function detectIsolation(
 }
 
 /** Whether what runs at this level reaches only the system calls it needs; for status and manifest. */
-export function systemCallsAt(isolation: IsolationLevel): 'filtered' | 'any' {
-  return isolation === 'bubblewrap' && systemCallFilter() !== undefined ? 'filtered' : 'any'
+export function systemCallsAt(isolation: IsolationLevel): SystemCalls {
+  if (isolation === 'bubblewrap' && systemCallFilter() !== undefined) return 'filtered'
+  return isFilteredByService() ? 'by-service' : 'any'
 }
 
 /**

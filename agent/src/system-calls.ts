@@ -89,6 +89,17 @@ function kernelFilters(): boolean {
   return filters
 }
 
+/**
+ * Whether this process, and so all it starts, is under a filter already, such as `SystemCallFilter=` of its
+ * service, and can gain no privileges that lift it.
+ *
+ * @see proc_pid_status(5): 2 is SECCOMP_MODE_FILTER.
+ */
+export function isFilteredByService(): boolean {
+  const status = readFileSync('/proc/self/status', 'latin1')
+  return /^Seccomp:\s*2$/m.test(status) && /^NoNewPrivs:\s*1$/m.test(status)
+}
+
 /** Offsets in `struct seccomp_data`; arguments are looked at in their lower half, little-endian. */
 const field = { call: 0, architecture: 4, firstArgument: 16, secondArgument: 24 }
 

@@ -22,6 +22,10 @@ export const mediumName = z.string().regex(/^[0-9]{4,5}\.(?:jpg|png|webp|mp4|fla
 export const isolationLevel = z.enum(['bubblewrap', 'none'])
 export type IsolationLevel = z.infer<typeof isolationLevel>
 
+/** `by-service`: decoders are only held to what the service of their agent may call. */
+export const systemCalls = z.enum(['filtered', 'by-service', 'any'])
+export type SystemCalls = z.infer<typeof systemCalls>
+
 /** Which table of `capture/profiles.ts` the media were normalised by. */
 export const gateProfile = z.enum(['analysis', 'faithful', 'compact'])
 export type GateProfile = z.infer<typeof gateProfile>
@@ -112,7 +116,7 @@ export const manifest = z.strictObject({
   media: z.array(mediumEntry).min(1).max(limits.mediaPerJobMax),
   isolation: isolationLevel,
   /** Whether decoders could reach only the system calls they need (seccomp). */
-  systemCalls: z.enum(['filtered', 'any']).optional(),
+  systemCalls: systemCalls.optional(),
   profile: gateProfile.optional(),
   /** Tool name to version: `sluice`, `sharp`, `libvips`, `ffmpeg`. */
   tools: z.record(z.string().max(32), z.string().max(128)),

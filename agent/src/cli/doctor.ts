@@ -3,6 +3,7 @@ import { connect } from 'node:tls'
 import type { Command } from 'commander'
 import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
+import type { SystemCalls } from '@sluice/protocol/manifest'
 import { disableCoreDumps } from '@sluice/protocol/process/lifecycle'
 import { canSwap, readSwapFacts, swapPossible } from '@sluice/protocol/process/swap'
 import { chooseFilmEncoder } from '../capture/film-encoder.ts'
@@ -47,9 +48,8 @@ async function examine(config: AgentConfig): Promise<Finding[]> {
     await look('swap', async () => swapText(config)),
     await look('isolation', async () => {
       const level = await detectIsolation(config.isolation)
-      if (level === 'none') return 'none, as configured'
-      const calls = systemCallsAt(level)
-      return calls === 'filtered' ? `${level}, system calls filtered` : `${level}, any system call`
+      const named = level === 'none' ? 'none, as configured' : level
+      return `${named}, ${callsText[systemCallsAt(level)]}`
     }),
     await look('ffmpeg', () => ffmpegText(config)),
     await look('scanner', () => scannerText(config)),
@@ -62,6 +62,12 @@ async function examine(config: AgentConfig): Promise<Finding[]> {
     await look('identity', () => identityText(config)),
     await look('control plane', () => reach(config)),
   ]
+}
+
+const callsText: Record<SystemCalls, string> = {
+  filtered: 'system calls filtered',
+  'by-service': 'system calls as its service may make them',
+  any: 'any system call',
 }
 
 async function look(check: string, run: () => Promise<string>): Promise<Finding> {
