@@ -28,7 +28,8 @@ export type Database = AsyncDisposable & {
   /**
    * Runs `change` alone and atomically: state change, audit event and obligation belong in one.
    * Everything is rolled back when it throws. `change` must not wait for anything but its own
-   * queries: every other writer waits for it. Changes that were asked for while another was under
+   * queries, and what is long may let readers go between its pieces (`in-pieces.ts`): every other
+   * writer waits for it. Changes that were asked for while another was under
    * way become durable together: each is undone alone when it throws, and none returns before all
    * are on the disk.
    *

@@ -16,7 +16,7 @@ import {
   purgeReportOf,
   unaskedExclusion,
 } from '@sluice/protocol/purge-certificate'
-import { dsseEnvelope, signStatement } from '@sluice/protocol/sealing/dsse'
+import { type DsseEnvelope, dsseEnvelope, signStatement } from '@sluice/protocol/sealing/dsse'
 import {
   certificatesSha256Of,
   jobsSha256Of,
@@ -25,8 +25,8 @@ import {
 import {
   purgeCertificatePayloadType,
   purgeReportPayloadType,
-  verifyPurgeCertificate,
-  verifyPurgeReport,
+  verifyingPurgeCertificate,
+  verifyingPurgeReport,
 } from '@sluice/protocol/sealing/verify-purge'
 import { orderSha256Of } from '@sluice/protocol/sealing/verify-purge-receipt'
 import { raiseAlert } from '../alerts/store.ts'
@@ -37,6 +37,7 @@ import { agentSigner } from '../deletion/certificate.ts'
 import type { Evidence } from '../deletion/evidence.ts'
 import type { Obligation } from '../deletion/rules.ts'
 import { markDone } from '../deletion/store.ts'
+import { answerOthers, createPause, inPieces } from '../in-pieces.ts'
 import { presentFields } from '../present-fields.ts'
 import {
   certifiedJobs,
@@ -60,7 +61,8 @@ export type ConcludeParts = {
 
 /**
  * Ends a purge whose every job and agent is done: its certificate, or, where a holder was written
- * off, a last report. The document, the state and the audit event are one transaction.
+ * off, a last report. The document, the state and the audit event are one transaction. Verifying
+ * thousands of receipts takes a second or more: others read meanwhile, and whoever writes waits.
  *
  * @throws SluiceError `evidence.incomplete` while something is owed; `evidence.untrusted` or
  * `evidence.invalid` when a stored receipt no longer counts: then there is no certificate.
@@ -128,17 +130,20 @@ async function begunPurge(sql: Queries, id: PurgeId): Promise<Begun> {
 type Document = { kind: 'purge-certificate' | 'purge-report'; text: string; atMs: number }
 
 /** Signs a document, and keeps none that does not verify. */
-function sealed(
+async function sealed(
   parts: ConcludeParts,
   kind: Document['kind'],
   statement: CanonicalValue,
   atMs: number,
-): Document {
+): Promise<Document> {
   const isCertificate = kind === 'purge-certificate'
   const type = isCertificate ? purgeCertificatePayloadType : purgeReportPayloadType
-  const text = canonicalJson(signStatement(type, statement, parts.evidence))
-  const verify = isCertificate ? verifyPurgeCertificate : verifyPurgeReport
-  verify(Buffer.from(text), parts.evidence.publicKey)
+  const envelope = signStatement(type, statement, parts.evidence)
+  await answerOthers()
+  const text = canonicalJson(envelope)
+  await answerOthers()
+  const verifying = isCertificate ? verifyingPurgeCertificate : verifyingPurgeReport
+  await inPieces<unknown>(verifying(Buffer.from(text), parts.evidence.publicKey))
   return { kind, text, atMs }
 }
 
@@ -152,11 +157,13 @@ async function certificateOn(sql: Queries, parts: ConcludeParts, purge: Begun): 
   if (!known) throw new SluiceError('evidence.incomplete', `purge ${purge.id} misses a time`)
   let level: PurgeLevel | undefined
   const certified: PurgeCertificate['jobs'] = []
+  const pause = createPause()
   for (const { jobId, envelope } of certifiedJobs(sql, purge.id)) {
     if (envelope === null)
       throw new SluiceError('evidence.incomplete', `job ${jobId} has no certificate`)
     certified.push({ jobId, certificateSha256: sha256Of(envelope) })
     level = weaker(level, levelIn(envelope))
+    await pause()
   }
   if (jobsSha256Of(certified.map(({ jobId }) => jobId)) !== purge.jobsSha256)
     throw new SluiceError('evidence.invalid', 'the jobs of this purge are not those it began with')
@@ -180,7 +187,10 @@ async function certificateOn(sql: Queries, parts: ConcludeParts, purge: Begun): 
 async function reportOn(sql: Queries, parts: ConcludeParts, purge: Begun): Promise<Document> {
   const { scope, jobsSha256, id } = purge
   const { keysUnusableAtMs, keysUnrecoverableAtMs, ordersDurableAtMs, objectsAbsentAtMs } = purge
+  // All of it as it is now: between the pieces of what follows others write.
   const duties = openDuties(sql, id, limits.purgeOpenListedMax)
+  const openCount = countOpenDuties(sql, id)
+  const jobsCertified = countCertified(sql, id)
   const atMs = parts.now()
   const predicate = {
     ...(await factsOf(sql, purge)),
@@ -192,10 +202,10 @@ async function reportOn(sql: Queries, parts: ConcludeParts, purge: Begun): Promi
       leasesOverAtMs: purge.leasesOverAtMs,
     }),
     reportedAtMs: atMs,
-    jobsCertified: countCertified(sql, id),
+    jobsCertified,
     open: {
       // The end itself is the last duty: a purge that only lacks its document still lacks it.
-      count: Math.max(1, countOpenDuties(sql, id)),
+      count: Math.max(1, openCount),
       duties: duties.map(({ kind, attempts, ...rest }) => ({
         kind,
         attempts,
@@ -207,11 +217,13 @@ async function reportOn(sql: Queries, parts: ConcludeParts, purge: Begun): Promi
   return sealed(parts, 'purge-report', statement, atMs)
 }
 
-/** What certificate and report say alike. */
+/** What certificate and report say alike; the receipts are those of the moment it is called. */
 async function factsOf(sql: Queries, purge: Begun) {
   const confirmed = await confirmedOrders(sql, purge.id)
   const signers = new Map<string, EvidenceSigner>()
   const agents: PurgeCertificate['agents'] = []
+  const receipts: DsseEnvelope[] = []
+  const pause = createPause()
   for (const { receipt, agentId, order } of confirmed) {
     if (agentId === null || order.type !== 'purge')
       throw new SluiceError('evidence.invalid', `receipt ${receipt.obligationId} has no order`)
@@ -225,6 +237,8 @@ async function factsOf(sql: Queries, purge: Begun) {
       confirmedAtMs: receipt.receivedAtMs,
       receiptSha256: receipt.payloadSha256,
     })
+    receipts.push(dsseEnvelope.parse(JSON.parse(receipt.envelope)))
+    await pause()
   }
   const { id, scope, site, includingHeld, requestedBy, breakGlass, requestedAtMs } = purge
   return {
@@ -236,7 +250,7 @@ async function factsOf(sql: Queries, purge: Begun) {
     jobsSha256: purge.jobsSha256,
     heldSkipped: { count: purge.heldSkipped, jobIds: purge.heldSkippedIds ?? ([] as JobId[]) },
     agents,
-    receipts: confirmed.map(({ receipt }) => dsseEnvelope.parse(JSON.parse(receipt.envelope))),
+    receipts,
     signers: [...signers.values()].toSorted((left, right) => (left.keyId < right.keyId ? -1 : 1)),
     unasked: { count: purge.unasked, agentIds: purge.unaskedIds ?? [] },
     exclusions: [...exclusions, ...(purge.unasked > 0 ? [unaskedExclusion] : [])],

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { createPublicKey } from 'node:crypto'
 import { afterEach, beforeEach, describe, it } from 'node:test'
+import { setImmediate } from 'node:timers/promises'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
 import type { JobId, PrincipalId, PurgeId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
@@ -288,6 +289,57 @@ describe('a purge', () => {
     await acceptPurgeReceipt(ground, cam.id, purgeReceiptBy(cam, order, ground.now()))
     await acceptPurgeReceipt(ground, cam.id, purgeReceiptBy(cam, order, ground.now()))
     assert.equal((await eventsOf('receipt.accepted')).length, 1)
+  })
+})
+
+describe('the end of a purge of many agents', () => {
+  /** How often others had their turn during its longest write, and what those who wrote then found. */
+  async function conclude(agentsCount: number) {
+    const agents = await Promise.all(
+      Array.from({ length: agentsCount }, () => world.enrol('capture')),
+    )
+    const id = await purge({ kind: 'everything' })
+    for (const agent of agents) await world.obey(agent)
+    const turns: number[] = []
+    const underWay = new Set<number>()
+    const competing: Promise<string | undefined>[] = []
+    const over = new AbortController()
+    const others = (async () => {
+      while (!over.signal.aborted) {
+        await setImmediate()
+        for (const write of underWay) {
+          turns[write] = (turns[write] ?? 0) + 1
+          if (turns[write] === turnsOfOneWrite + 1) competing.push(writtenBetween(id))
+        }
+      }
+    })()
+    await world.work({}, async (write) => {
+      const number = turns.push(0) - 1
+      underWay.add(number)
+      return write().finally(() => underWay.delete(number))
+    })
+    over.abort()
+    await others
+    assert.equal((await rowOf(id)).state, 'concluded')
+    return { turns: Math.max(...turns), found: await Promise.all(competing) }
+  }
+  /** A write waits for what has come in, and for nothing else. */
+  const turnsOfOneWrite = 4
+
+  async function writtenBetween(id: PurgeId): Promise<string | undefined> {
+    assert.equal((await rowOf(id)).state, 'running', 'who reads does not wait')
+    return world.ground.database.write(async (tx) => (await purgeById(tx.sql, id))?.state)
+  }
+
+  it('lets others read between the pieces, and write only once it is decided', async () => {
+    const { turns, found } = await conclude(150)
+    assert(turns > turnsOfOneWrite, `${turns} turns`)
+    assert.deepEqual(found, ['concluded'])
+  })
+
+  it('goes in one piece for a few', async () => {
+    const { turns } = await conclude(2)
+    assert(turns <= turnsOfOneWrite, `${turns} turns`)
   })
 })
 

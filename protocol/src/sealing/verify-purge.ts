@@ -3,6 +3,7 @@ import { createHash, type KeyObject } from 'node:crypto'
 import { type CanonicalValue, parseCanonicalJson } from '../canonical.ts'
 import { exclusions } from '../certificate.ts'
 import { limits } from '../limits.ts'
+import { atOnce, type Pieces } from '../pieces.ts'
 import {
   type PurgeCertificate,
   purgeCertificateStatement,
@@ -19,7 +20,7 @@ import {
   requireGoodAt,
   requireOrder,
   type Signer,
-  verifySigners,
+  verifyingSigners,
 } from './verify-signers.ts'
 
 export const purgeCertificatePayloadType = 'application/vnd.sluice.purge-certificate.v1+json'
@@ -35,6 +36,14 @@ export const purgeReportPayloadType = 'application/vnd.sluice.purge-report.v1+js
  * `evidence.invalid`, as `verifyCertificate`.
  */
 export function verifyPurgeCertificate(bytes: Uint8Array, trustedKey: KeyObject): PurgeCertificate {
+  return atOnce(verifyingPurgeCertificate(bytes, trustedKey))
+}
+
+/** `verifyPurgeCertificate` in pieces of one receipt or signer. */
+export function* verifyingPurgeCertificate(
+  bytes: Uint8Array,
+  trustedKey: KeyObject,
+): Pieces<PurgeCertificate> {
   const statement = verifyStatement(envelopeOf(bytes), {
     payloadType: purgeCertificatePayloadType,
     publicKey: trustedKey,
@@ -48,7 +57,7 @@ export function verifyPurgeCertificate(bytes: Uint8Array, trustedKey: KeyObject)
   checkUnasked(predicate)
   checkExclusions(predicate)
   checkJobs(predicate)
-  checkReceipts(predicate, trustedKey)
+  yield* checkReceipts(predicate, trustedKey)
   return predicate
 }
 
@@ -58,6 +67,14 @@ export function verifyPurgeCertificate(bytes: Uint8Array, trustedKey: KeyObject)
  * @throws SluiceError as `verifyPurgeCertificate`.
  */
 export function verifyPurgeReport(bytes: Uint8Array, trustedKey: KeyObject): PurgeReport {
+  return atOnce(verifyingPurgeReport(bytes, trustedKey))
+}
+
+/** `verifyPurgeReport` in pieces of one receipt or signer. */
+export function* verifyingPurgeReport(
+  bytes: Uint8Array,
+  trustedKey: KeyObject,
+): Pieces<PurgeReport> {
   const statement = verifyStatement(envelopeOf(bytes), {
     payloadType: purgeReportPayloadType,
     publicKey: trustedKey,
@@ -72,7 +89,7 @@ export function verifyPurgeReport(bytes: Uint8Array, trustedKey: KeyObject): Pur
   checkPersons(predicate)
   checkUnasked(predicate)
   checkExclusions(predicate)
-  checkReceipts(predicate, trustedKey)
+  yield* checkReceipts(predicate, trustedKey)
   return predicate
 }
 
@@ -140,16 +157,19 @@ function checkJobs({ jobs, jobsCount, jobsSha256, certificatesSha256 }: PurgeCer
     throw invalid('its certificates are not those it names')
 }
 
-function checkReceipts(facts: Facts, trustedKey: KeyObject): void {
+function* checkReceipts(facts: Facts, trustedKey: KeyObject): Pieces<void> {
   const { agents, receipts } = facts
-  const signers = verifySigners(facts.signers, trustedKey)
+  const signers = yield* verifyingSigners(facts.signers, trustedKey)
   const agentIds = new Set<string>(agents.map(({ agentId }) => agentId))
   if ([...signers.keys()].some((id) => !agentIds.has(id))) throw invalid('a signer holds nothing')
   requireDistinct(
     agents.map(({ obligationId }) => obligationId),
     'an obligation is listed twice',
   )
-  for (const [index, agent] of agents.entries()) checkReceipt(facts, { agent, index, signers })
+  for (const [index, agent] of agents.entries()) {
+    checkReceipt(facts, { agent, index, signers })
+    yield
+  }
   if (receipts.length !== agents.length) throw invalid('a receipt has no agent')
 }
 

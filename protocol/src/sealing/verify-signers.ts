@@ -1,6 +1,7 @@
 /** Who may speak in a signed document, and when: the rules that every kind of it shares. */
 import { createPublicKey, type KeyObject } from 'node:crypto'
 import type { EvidenceSigner } from '../evidence-signer.ts'
+import { atOnce, type Pieces } from '../pieces.ts'
 import { keyIdOf } from './dsse.ts'
 import { invalid, untrusted } from './evidence-problem.ts'
 
@@ -19,6 +20,14 @@ export function verifySigners(
   signers: readonly EvidenceSigner[],
   trustedKey: KeyObject,
 ): Map<string, Signer> {
+  return atOnce(verifyingSigners(signers, trustedKey))
+}
+
+/** `verifySigners` in pieces of one signer. */
+export function* verifyingSigners(
+  signers: readonly EvidenceSigner[],
+  trustedKey: KeyObject,
+): Pieces<Map<string, Signer>> {
   const trustedId = keyIdOf(trustedKey)
   const known = new Map<string, Signer>()
   const keyIds = new Set<string>()
@@ -32,6 +41,7 @@ export function verifySigners(
     requireTime(signer, keyId === trustedId)
     known.set(holderId, { ...signer, key })
     keyIds.add(keyId)
+    yield
   }
   return known
 }
