@@ -1,8 +1,16 @@
 /** Walks over sounds that are nothing but frames: MP3, AAC in ADTS, and AMR. */
+import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import { corruptMedium, readAhead, tooLarge } from './av-facts.ts'
-import type { Readable, ReadOptions } from './av-facts.ts'
+import type { Ahead, Readable, ReadOptions } from './av-facts.ts'
+import { foreignMagic } from './foreign.ts'
 import { readAdtsHeader, readMp3Header } from './sniff-av.ts'
+import { id3Bytes } from './sniff.ts'
+
+export type FramesFormat = 'mp3' | 'aac' | 'amr' | 'awb'
+
+/** Frames that lie one behind the other, from `start` to before `end`. */
+export type FramesRun = { start: number; end: number }
 
 export type FramesFacts = {
   sampleRateHz: number
@@ -10,65 +18,170 @@ export type FramesFacts = {
   frames: number
   /** As many as the frames say. */
   samples: number
+  /** Where frames lie; between them are tags, or what was left out. */
+  runs: FramesRun[]
   /** Where the frames end. */
   end: number
-  /** Whether something broke there, and the rest is left out. */
+  /** Whether something broke, and is left out. */
   partial: boolean
-  /** Whether all that broke is that the last frame has not all of its bytes. */
+  /** Whether the last frame has not all of its bytes. */
   cut: boolean
+  /** Whether what follows has another sampling rate, or other channels, than the first frame. */
+  changes: boolean
+  /** Kinds of what lies between the frames and behind them. */
+  removed: string[]
+}
+
+export type FramesWalk = ReadOptions & {
+  format: FramesFormat
+  /** Where the first frame begins; `to` is where the last must end. */
+  from: number
+  to: number
+  /** As many frames as the sound itself says it has. */
+  counted?: number | undefined
+}
+
+/** HLS puts a tag before every segment; four hours of one second each are 14,400. */
+const runsMax = 20_000
+
+/**
+ * Follows frames from one to the next. Tags between them, as joined recordings have them, are passed
+ * over, and so is what lies behind the last one. Where frames go on behind something that is none,
+ * some of them may be lost: only a count that is met says that they are not.
+ *
+ * A last frame that has not all of its bytes is left out; what to make of that, the caller says.
+ *
+ * @throws SluiceError `media.corrupt` with the byte where frames are missing; `media.too_large`.
+ */
+export async function walkFrames(source: Readable, walk: FramesWalk): Promise<FramesFacts> {
+  const { format, from, to, counted, salvage } = walk
+  const ahead = readAhead({ bytes: to, read: (at, length) => source.read(at, length) })
+  const removed = new Set<string>()
+  const runs: FramesRun[] = [{ start: from, end: from }]
+  const facts = {
+    ...{ sampleRateHz: 0, channels: 0, frames: 0, samples: 0, end: from },
+    ...{ cut: false, changes: false },
+  }
+  let damagedAt: number | undefined
+  for (let at = from; at < to;) {
+    const headBytes = Math.min(7, to - at)
+    const head = ahead.held(at, headBytes) ?? (await ahead.read(at, headBytes))
+    const frame = readHeader(head, format)
+    if (frame !== undefined && at + frame.frameBytes <= to) {
+      addFrame(facts, frame)
+      at += frame.frameBytes
+      facts.end = at
+      runs.splice(-1, 1, { start: runs.at(-1)?.start ?? from, end: at })
+      continue
+    }
+    if (facts.frames === 0) break
+    facts.cut = frame === undefined ? isHeadOf(head, format) : !(await isBlank(ahead, at, to))
+    if (facts.cut) break
+    const next = await passOver(ahead, { at, to, format })
+    if (next.kind === 'end') {
+      removed.add('trailer')
+      const fewer = counted !== undefined && facts.frames < counted - 1
+      if (next.long || fewer) damagedAt ??= at
+      break
+    }
+    if (next.kind === 'gap') damagedAt ??= at
+    removed.add(next.kind === 'tag' ? 'id3' : 'junk')
+    at = next.at
+    if (runs.length === runsMax) throw corruptMedium('sound', { byte: at })
+    if (runs.at(-1)?.end === runs.at(-1)?.start) runs.pop()
+    runs.push({ start: at, end: at })
+  }
+  if (facts.frames === 0) throw corruptMedium('sound', { byte: from })
+  const partial = damagedAt !== undefined && counted !== facts.frames
+  if (partial && salvage !== true) throw corruptMedium('sound', { byte: damagedAt ?? facts.end })
+  return { ...facts, runs, partial, removed: [...removed] }
+}
+
+function addFrame(
+  facts: Pick<FramesFacts, 'sampleRateHz' | 'channels' | 'frames' | 'samples' | 'changes'>,
+  frame: { sampleRateHz: number; channels: number; samples: number },
+): void {
+  if (facts.frames === 0) {
+    facts.sampleRateHz = frame.sampleRateHz
+    facts.channels = frame.channels
+  }
+  facts.changes ||= frame.sampleRateHz !== facts.sampleRateHz || frame.channels !== facts.channels
+  facts.frames += 1
+  facts.samples += (frame.samples / frame.sampleRateHz) * facts.sampleRateHz
+  if (facts.samples / facts.sampleRateHz > limits.audioDurationMsMax / 1000) {
+    throw tooLarge('sound', 'is too long', `${limits.audioDurationMsMax / 60_000} minutes`)
+  }
+}
+
+type Passed =
+  | { kind: 'tag' | 'gap'; at: number }
+  /** No frame follows; `long` where more lies there than what programs leave behind a sound. */
+  | { kind: 'end'; long: boolean }
+
+/** A cluster of a card, at most, is what recorders and programs leave behind the last frame. */
+const trailerBytesMax = 64 * 1024
+
+async function passOver(
+  source: Ahead,
+  place: { at: number; to: number; format: FramesFormat },
+): Promise<Passed> {
+  const { at, to, format } = place
+  const rest = await source.read(at, Math.min(trailerBytesMax, to - at))
+  const bytes = tagBytes(rest)
+  if (bytes > 0 && at + bytes <= to) return { kind: 'tag', at: at + bytes }
+  const next = nextChain(rest, format, at + rest.length === to)
+  if (next !== undefined) return { kind: 'gap', at: at + next }
+  return { kind: 'end', long: to - at > trailerBytesMax && foreignMagic(rest) === undefined }
 }
 
 /**
- * Follows frames from one to the next.
+ * Bytes of a tag that begins here, 0 where none does.
  *
- * @param from Where the first begins; `to` is where the last must end.
- * @throws SluiceError `media.corrupt` with the byte where no frame follows; `media.too_large`.
+ * @see id3.org ("ID3v1", "ID3 tag version 2.4.0") and wiki.hydrogenaud.io ("APE Tags Header").
  */
-export async function walkFrames(
-  source: Readable,
-  options: ReadOptions & {
-    format: 'mp3' | 'aac' | 'amr' | 'awb'
-    from: number
-    to: number
-    /** Leaves out a last frame that has not all of its bytes; whether that is all, the caller says. */
-    takesCut?: boolean
-  },
-): Promise<FramesFacts> {
-  const { format, from, to, salvage, takesCut } = options
-  const ahead = readAhead({ bytes: to, read: (at, length) => source.read(at, length) })
-  const facts: FramesFacts = {
-    ...{ sampleRateHz: 0, channels: 0, frames: 0, samples: 0, end: from },
-    ...{ partial: false, cut: false },
-  }
-  while (facts.end < to) {
-    const headBytes = Math.min(7, to - facts.end)
-    const head = ahead.held(facts.end, headBytes) ?? (await ahead.read(facts.end, headBytes))
-    const frame = readHeader(head, format)
-    if (frame === undefined || facts.end + frame.frameBytes > to) {
-      // Recorders fill the rest of their last block with zeros.
-      if (frame === undefined && facts.frames > 0 && (await isBlank(ahead, facts.end, to))) break
-      facts.cut = frame !== undefined && facts.frames > 0
-      const left = salvage === true || (takesCut === true && facts.cut)
-      if (!left || facts.frames === 0) throw corruptMedium('sound', { byte: facts.end })
-      facts.partial = true
-      break
-    }
-    if (facts.frames === 0) {
-      facts.sampleRateHz = frame.sampleRateHz
-      facts.channels = frame.channels
-    }
-    facts.frames += 1
-    facts.samples += frame.samples
-    facts.end += frame.frameBytes
-    if (facts.samples / facts.sampleRateHz > limits.audioDurationMsMax / 1000) {
-      throw tooLarge('sound', 'is too long', `${limits.audioDurationMsMax / 60_000} minutes`)
-    }
-  }
-  if (facts.frames === 0) throw corruptMedium('sound', { byte: from })
-  return facts
+function tagBytes(bytes: Buffer): number {
+  const name = bytes.toString('latin1', 0, 8)
+  if (name.startsWith('TAG+')) return 227
+  if (name.startsWith('TAG')) return 128
+  if (name === 'APETAGEX' && bytes.length >= 32) return 32 + bytes.readUInt32LE(12)
+  return id3Bytes(bytes)
 }
 
-function readHeader(head: Buffer, format: 'mp3' | 'aac' | 'amr' | 'awb') {
+/** Frames that lie where each before them ends: so many are no accident. One of AMR says less. */
+const framesInRow = { mp3: 4, aac: 4, amr: 12, awb: 12 }
+
+/** Where frames go on; the last of them may be fewer, but then they end where the sound does. */
+function nextChain(window: Buffer, format: FramesFormat, whole: boolean): number | undefined {
+  for (let from = 1; from < window.length; from++) {
+    let at = from
+    let row = 0
+    for (let rate = 0; row < framesInRow[format]; row++) {
+      const frame = readHeader(window.subarray(at, at + 7), format)
+      if (frame === undefined || (rate !== 0 && frame.sampleRateHz !== rate)) break
+      rate = frame.sampleRateHz
+      at += frame.frameBytes
+    }
+    const ends = whole && row >= framesInRow[format] / 2 && at === window.length
+    if (row === framesInRow[format] || ends) return from
+  }
+  return undefined
+}
+
+/** Whether it is the beginning of a header, and no more is there. */
+function isHeadOf(head: Buffer, format: FramesFormat): boolean {
+  const headBytes = format === 'mp3' ? 4 : format === 'aac' ? 7 : 0
+  const second = (head[1] ?? 0xff) & 0xe0
+  return head.length < headBytes && head[0] === 0xff && second === 0xe0
+}
+
+/** A copy that broke off ends like this too: only a count of frames tells that no more is missing. */
+export function cutSound(byte: number): SluiceError {
+  return new SluiceError('media.corrupt', `the sound ends within a frame, at byte ${byte}`, {
+    hint: 'More than that may be missing: copy it from the device again, or take its whole frames with --salvage.',
+  })
+}
+
+function readHeader(head: Buffer, format: FramesFormat) {
   if (format === 'mp3') return readMp3Header(head, 0)
   return format === 'aac' ? readAdtsHeader(head, 0) : readAmrHeader(head, format)
 }
@@ -88,10 +201,8 @@ function readAmrHeader(head: Buffer, format: 'amr' | 'awb') {
   return { frameBytes, sampleRateHz, samples: sampleRateHz / 50, channels: 1 }
 }
 
-/** A last block is filled with zeros at most this far. */
-const blankBytesMax = 64 * 1024
-
+/** A last block is filled with zeros, which are no frame whatever they begin like. */
 async function isBlank(source: Readable, from: number, to: number): Promise<boolean> {
-  if (to - from > blankBytesMax) return false
+  if (to - from > trailerBytesMax) return false
   return (await source.read(from, to - from)).every((byte) => byte === 0)
 }

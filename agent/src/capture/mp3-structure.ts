@@ -1,8 +1,7 @@
 /** Finds where the frames of an MP3 or an AAC begin and end, between the tags that others put around them. */
-import { SluiceError } from '@sluice/protocol/errors'
 import { corruptMedium } from './av-facts.ts'
 import type { Readable, ReadOptions } from './av-facts.ts'
-import { walkFrames } from './frames-structure.ts'
+import { cutSound, walkFrames } from './frames-structure.ts'
 import type { FramesFacts } from './frames-structure.ts'
 import { findFrames } from './sniff-av.ts'
 import { id3End } from './sniff.ts'
@@ -37,23 +36,20 @@ export async function readTagged(
   if (start > tagEnd) removed.add('junk')
   const end = await tailStart(source, start)
   if (end < source.bytes) removed.add('id3')
-  const frames = await walkFrames(source, { ...options, from: start, to: end, takesCut: true })
-  if (frames.end < end && !frames.partial) removed.add('trailer')
-  const head = await source.read(start, Math.min(512, frames.end - start))
-  const declared = format === 'mp3' ? readDeclared(head) : undefined
-  const facts = { ...frames, start, declared }
-  if (!frames.cut || options.salvage === true) return { ...facts, removed: [...removed].toSorted() }
+  const head = await source.read(start, Math.min(512, end - start))
+  const said = format === 'mp3' ? readDeclared(head) : undefined
   // The header's own frame is not among those that it counts.
-  if (declared?.frames !== frames.frames) throw cutSound(frames.end)
+  const counted = said === undefined ? undefined : said.frames + 1
+  const frames = await walkFrames(source, { ...options, from: start, to: end, counted })
+  for (const kind of frames.removed) removed.add(kind)
+  // Where recordings were joined, the first one's header knows nothing of the others.
+  const declared = said === undefined || frames.frames > said.frames + 1 ? undefined : said
+  const facts = { ...frames, start, declared }
+  const partial = frames.partial || (frames.cut && options.salvage === true)
+  if (!frames.cut || partial) return { ...facts, partial, removed: [...removed].toSorted() }
+  if (said?.frames !== frames.frames) throw cutSound(frames.end)
   removed.add('cut-frame')
-  return { ...facts, partial: false, removed: [...removed].toSorted() }
-}
-
-/** A copy that broke off ends like this too: only a count of frames tells that no more is missing. */
-function cutSound(byte: number): SluiceError {
-  return new SluiceError('media.corrupt', `the sound ends within a frame, at byte ${byte}`, {
-    hint: 'More than that may be missing: copy it from the device again, or take its whole frames with --salvage.',
-  })
+  return { ...facts, removed: [...removed].toSorted() }
 }
 
 /** Where the tags at the end begin, or the end of the file. */
@@ -83,6 +79,9 @@ function fitting(bytes: number, room: number): number {
   return Number.isSafeInteger(bytes) && bytes > 0 && bytes < room ? bytes : 0
 }
 
+/** @see The LAME project's technical FAQ, "Why is a decoded MP3 longer than the original". */
+const decoderDelaySamples = 529
+
 /** The header sits in an otherwise silent first frame, behind its side information. */
 function readDeclared(frame: Buffer): TaggedFacts['declared'] {
   if (frame.length < 256) return undefined
@@ -93,11 +92,13 @@ function readDeclared(frame: Buffer): TaggedFacts['declared'] {
   const hasFrames = (frame.readUInt32BE(at + 4) & 1) === 1
   if ((name !== 'Xing' && name !== 'Info') || !hasFrames) return undefined
   const frames = frame.readUInt32BE(at + 8)
+  if (frames === 0) return undefined
   const samples = frames * (mpeg1 ? 1152 : 576)
   // With all four optional fields LAME's part follows; its two 12-bit counts lie 141 bytes in.
   const padding = frame.readUIntBE(at + 141, 3)
   const known = (frame.readUInt32BE(at + 4) & 15) === 15 && padding !== 0
-  const heard = samples - (padding >> 12) - (padding & 0xfff)
+  // A decoder is 529 samples behind: where less than that was added, the last ones never come out.
+  const heard = samples - (padding >> 12) - Math.max(padding & 0xfff, decoderDelaySamples)
   const exact = known && heard > 0
   return { frames, samples: exact ? heard : samples, exact }
 }

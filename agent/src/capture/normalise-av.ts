@@ -12,6 +12,7 @@ import { checkFlac } from './check-flac.ts'
 import { checkWavpack } from './check-wavpack.ts'
 import { cleanFilm } from './clean-film.ts'
 import { chooseFilmEncoder, filmEncoderDevices, filmEncoderInit } from './film-encoder.ts'
+import { requireDecoderEnd } from './decoder-end.ts'
 import {
   codecNamesArgs,
   codecNamesBytesMax,
@@ -418,7 +419,9 @@ async function normaliseBare(source: Source, options: AvOptions): Promise<Normal
   }
   let result: { exit: SandboxExit; value: HeldBytes }
   try {
-    result = await runFfmpeg(encoding, { ...run, keep: sound.keep })
+    result = await (input.changes
+      ? runEvenly(encoding, { facts, run: { ...run, keep: sound.keep } })
+      : runFfmpeg(encoding, { ...run, keep: sound.keep }))
   } catch (error) {
     if (!isSluiceError(error) || error.code !== 'media.corrupt') throw error
     const again = { ...run, stdin: input.bytes() }
@@ -471,7 +474,10 @@ function keepSound(
         wavpack,
       })
       const durationMs =
-        samples === 0 ? readProgress(exit).durationMs : Math.round((samples / sampleRateHz) * 1000)
+        samples === 0
+          ? readProgress(exit).durationMs
+          : // A few samples are a sound too.
+            Math.max(1, Math.round((samples / sampleRateHz) * 1000))
       if (durationMs === 0) throw corruptMedium('sound', { ms: 0 })
       const sound = { sampleRateHz, channels }
       requireLimits({ durationMs, picture: undefined, sound, removed: [] })
@@ -480,6 +486,33 @@ function keepSound(
         extension: recipe.extension,
         codec: recipe.codec,
         durationMs,
+/**
+ * Decodes to even samples first: where sampling rate or channels change, ffmpeg throws away what its
+ * encoder has not yet a whole block of. Bare samples have no blocks.
+ */
+async function runEvenly(
+  encoding: Encoding,
+  { facts, run }: { facts: SoundInput['facts']; run: Parameters<typeof runFfmpeg>[1] },
+): Promise<{ exit: SandboxExit; value: HeldBytes }> {
+  const form = ['-ar', String(facts.sampleRateHz), '-ac', String(facts.channels)]
+  const bare: FfmpegRun = {
+    ...run,
+    output: [...words('-map 0:a:0 -vn -c:a pcm_s32le'), ...form, ...words('-f s32le pipe:1')],
+    outputBytesMax: soundBytesMax(facts),
+  }
+  const { exit, value } = await startFfmpeg(encoding, bare, (output) => {
+    const input = () => [...words('-protocol_whitelist pipe -f s32le'), ...form, '-i', 'pipe:0']
+    return runFfmpeg(encoding, { ...run, input, stdin: output })
+  })
+  try {
+    requireDecoderEnd(exit, 'sound', 'media.corrupt')
+    return value
+  } catch (error) {
+    await value.value[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
         ...sound,
         samples,
         tools: { ffmpeg: encoding.ffmpeg.version },

@@ -5,7 +5,8 @@ import { unsupportedMedium } from './av-facts.ts'
 import type { ReadOptions } from './av-facts.ts'
 import { words } from './film-recipe.ts'
 import { flacHeadBytes, listFlacBlocks, readFlacHead } from './flac-structure.ts'
-import { walkFrames } from './frames-structure.ts'
+import { cutSound, walkFrames } from './frames-structure.ts'
+import type { FramesRun } from './frames-structure.ts'
 import type { Source } from './inspect.ts'
 import { readTagged, tailStart } from './mp3-structure.ts'
 import { readOgg } from './ogg-structure.ts'
@@ -25,6 +26,8 @@ export type SoundInput = {
   /** Whether that number of samples must come out exactly, or may be less by padding only. */
   check: 'exactly' | 'padded' | 'none'
   filters: readonly string[]
+  /** Whether sampling rate or channels change within it. */
+  changes?: boolean
   /** Samples as they lie in the file, where they need no decoder. */
   pcm?: PcmFacts
   partial: boolean
@@ -159,7 +162,7 @@ async function framesInput(
   const exact = declared?.exact === true
   return {
     args: format === 'mp3' ? demuxer('mp3', 'mp3,mp3float') : demuxer('aac', 'aac'),
-    bytes: () => source.stream(found.start, found.end),
+    bytes: () => inRuns(source, found.runs),
     facts: {
       sampleRateHz: found.sampleRateHz,
       channels: found.channels,
@@ -169,27 +172,30 @@ async function framesInput(
     check: exact && !found.cut ? 'exactly' : 'padded',
     // Without seeking, ffmpeg leaves the padding at the end to us.
     filters: exact ? [`atrim=end_sample=${declared.samples}`] : [],
+    changes: found.changes,
     partial,
     removed: found.removed,
   }
 }
 
+async function* inRuns(source: Source, runs: readonly FramesRun[]): AsyncGenerator<Buffer> {
+  for (const { start, end } of runs) yield* source.stream(start, end)
+}
+
 async function amrInput(source: Source, options: ReadOptions): Promise<SoundInput> {
   const wide = (await source.read(0, Math.min(9, source.bytes))).toString('latin1') === '#!AMR-WB\n'
-  const found = await walkFrames(source, {
-    ...options,
-    format: wide ? 'awb' : 'amr',
-    from: wide ? 9 : 6,
-    to: source.bytes,
-  })
+  const from = wide ? 9 : 6
+  const walk = { ...options, format: wide ? 'awb' : 'amr', from, to: source.bytes } as const
+  const found = await walkFrames(source, walk)
+  if (found.cut && options.salvage !== true) throw cutSound(found.end)
   return {
     args: demuxer('amr', 'amrnb,amrwb,libopencore_amrnb,libopencore_amrwb'),
-    bytes: () => source.stream(0, found.end),
+    bytes: () => inRuns(source, [{ start: 0, end: from }, ...found.runs]),
     facts: found,
     depth: 16,
     check: 'padded',
     filters: [],
-    partial: found.partial,
-    removed: found.end < source.bytes && !found.partial ? ['trailer'] : [],
+    partial: found.partial || found.cut,
+    removed: found.removed,
   }
 }

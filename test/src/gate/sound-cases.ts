@@ -1,7 +1,7 @@
 /** Sounds of the gate's corpus. */
 
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
@@ -497,6 +497,128 @@ const cutFrames: GateCase[] = [
   },
 ]
 
+const made = (name: string) => sources[name] as (folder: string) => string
+const counting = film(...noise, '-c:a', 'libmp3lame', '-write_id3v1', '1', ...tags, 'a.mp3')
+const timeTag = Buffer.from('ID3\x04\0\0\0\0\0\x0ccanary-stamp', 'latin1')
+const twice =
+  (between: string | Buffer = '') =>
+  (bytes: Buffer) =>
+    Buffer.concat([bytes, Buffer.from(between as string, 'latin1'), bytes])
+const followed = (by: string | Buffer) => (bytes: Buffer) =>
+  Buffer.concat([bytes, Buffer.from(by as string, 'latin1')])
+
+/** Recordings that were joined, and what programs leave between frames and behind the last one. */
+const followedCases: GateCase[] = [
+  {
+    name: 'two MP3s in a row, each with tags and a count of its own',
+    needs,
+    make: changed(counting, twice()),
+    leaves: flac,
+    gone: ['canary-title'],
+    removed: ['id3'],
+    equal: lasting(2000, 80),
+  },
+  {
+    name: 'an AAC of segments, each behind a time stamp',
+    needs,
+    make: changed(made('a.aac'), (bytes) => twice(timeTag)(followed(timeTag)(bytes))),
+    leaves: flac,
+    gone: ['canary-stamp'],
+    removed: ['id3'],
+    equal: lasting(2000, 80),
+  },
+  {
+    name: 'two MP3s in a row of different sampling rates and channels',
+    needs,
+    make: (folder) => {
+      const other = film(...tone, '-ar', '32000', '-ac', '1', '-c:a', 'libmp3lame', 'b.mp3')(folder)
+      return changed(counting, (bytes) => Buffer.concat([bytes, readFileSync(other)]))(folder)
+    },
+    leaves: flac,
+    gone: ['canary-title'],
+    // Two seconds and their padding behind one: no block at the seam is lost.
+    equal: lasting(3085, 25),
+  },
+  {
+    name: 'two MP3s with something between them',
+    needs,
+    make: changed(made('b.mp3'), twice('canary-between, where frames may be missing')),
+    refused: corrupt(/ at byte \d+/),
+  },
+  {
+    name: 'what is left of two MP3s with something between them',
+    needs,
+    salvage: true,
+    make: changed(made('b.mp3'), twice('canary-between, where frames may be missing')),
+    leaves: flac,
+    gone: ['canary-between'],
+    removed: ['junk'],
+    equal: ([sound], source) => {
+      assert.equal(sound?.partial, true)
+      lasting(2000, 100)([sound] as Outcome[])
+      assert.ok(source.length > 0)
+    },
+  },
+  ...(['a.mp3', 'b.mp3', 'a.aac', 'a.amr'] as const).map((name): GateCase => ({
+    name: `${name} with something behind its last frame`,
+    needs,
+    make: changed(made(name), followed('\r\ncanary-behind'.repeat(40))),
+    leaves: flac,
+    gone: ['canary-behind'],
+    removed: ['trailer'],
+    equal: ([sound]) => assert.equal(sound?.partial, undefined),
+  })),
+  {
+    name: 'an MP3 with an archive behind its last frame',
+    needs,
+    make: changed(made('b.mp3'), followed(`PK\x03\x04${'canary-archive'.repeat(10_000)}`)),
+    leaves: flac,
+    gone: ['canary-archive'],
+    removed: ['trailer'],
+  },
+  {
+    name: 'an MP3 whose second half is zeros, and that counts nothing',
+    needs,
+    make: changed(made('b.mp3'), followed(Buffer.alloc(100_000))),
+    refused: corrupt(/ at byte \d+/),
+  },
+  {
+    name: 'an MP3 with zeros behind all the frames that it counts',
+    needs,
+    make: changed(made('a.mp3'), followed(Buffer.alloc(100_000))),
+    leaves: flac,
+    removed: ['trailer'],
+    equal: lasting(1000, 1),
+  },
+  {
+    name: 'an MP3 whose last third is something else, as its own count says',
+    needs,
+    make: changed(made('a.mp3'), (bytes) => bytes.fill(0x5a, Math.floor(bytes.length * 0.67))),
+    refused: corrupt(/ at byte \d+/),
+  },
+  {
+    name: 'an MP3 that adds less behind its end than a decoder is late',
+    needs,
+    make: changed(made('a.mp3'), (bytes) => {
+      // Two counts of twelve bits, what was added before and behind.
+      const at = bytes.indexOf('Info') + 141
+      bytes.writeUIntBE((576 << 12) | 100, at, 3)
+      return bytes
+    }),
+    leaves: flac,
+    equal: lasting(1024, 24),
+  },
+  {
+    name: 'an MP3 that broke off within its fourth frame',
+    needs,
+    make: changed(made('b.mp3'), (bytes) => bytes.subarray(0, id3Length(bytes) + 1400)),
+    refused: corrupt(/within a frame[^]*--salvage/),
+  },
+]
+
+/** Where the frames begin behind a short tag. */
+const id3Length = (bytes: Buffer) => 10 + bytes.readUInt8(8) * 128 + bytes.readUInt8(9)
+
 const spoiltCases: GateCase[] = ['a.flac', 'a.aac', 'a.ogg', 'a.amr'].map((name) => ({
   name: `${name} that is spoilt inside`,
   needs,
@@ -505,6 +627,13 @@ const spoiltCases: GateCase[] = ['a.flac', 'a.aac', 'a.ogg', 'a.amr'].map((name)
 }))
 
 const limited: GateCase[] = [
+  {
+    name: 'a sound of five samples',
+    needs,
+    make: film(...noise, '-frames:a', '1', '-af', 'atrim=end_sample=5', 'a.wav'),
+    leaves: flac,
+    equal: exact('s16le'),
+  },
   {
     name: 'a sound of absurd sampling',
     needs,
@@ -608,6 +737,7 @@ export const soundCases: readonly GateCase[] = [
   ...stripped,
   ...damaged,
   ...cutFrames,
+  ...followedCases,
   ...spoiltCases,
   ...hollow,
   ...limited,
