@@ -7,7 +7,6 @@ import type { CaptureJob } from '../journal.ts'
 import { problemOf } from '../problem.ts'
 import { type CaptureParts, retry } from './capture-parts.ts'
 import { type CaptureDuty, nextDuty } from './rules.ts'
-import { abandon } from './upload-spool.ts'
 
 export type Duties = Record<
   Exclude<CaptureDuty, 'wait'>,
@@ -76,8 +75,6 @@ export function createJobWork(parts: CaptureParts, duties: Duties): JobWork {
         if (jobSignal.aborted) return
         if (!isSluiceError(error)) throw error
         events.dutyFailed(id, duty, error)
-        if (error.code === 'spool.damaged' && duty === 'upload')
-          await abandon(parts, current, { why: error, until: jobSignal })
         await noteProblem(id, error)
         const waitMs = backoffMs(failures, retry, random())
         failures += 1

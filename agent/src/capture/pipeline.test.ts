@@ -557,6 +557,29 @@ describe('a sealing that is of no use', () => {
   })
 })
 
+describe('an archive that was lost before its upload', () => {
+  it('is given up, also when the control plane cannot write that down at first', async () => {
+    const failed: string[] = []
+    agent = await startAgent({
+      events: { dutyFailed: (_, duty, { code }) => void failed.push(`${duty} ${code}`) },
+    })
+    const full = new SluiceError('host.disk_full', 'its disk is full', { retry: 'later' })
+    plane.refuse.set('upload.begin', full)
+    plane.refuse.set('job.abandon', full)
+    await submit()
+    await until(() => failed.includes('upload host.disk_full'))
+    const { jobId: lost = '' } = onlyJob() ?? {}
+    await rm(path.join(folder, 'spool', lost, 'archive.sealed'))
+    plane.asked.length = 0
+    await until(() => plane.asked.filter((type) => type === 'job.abandon').length > 1)
+    assert.deepEqual(plane.abandoned, [])
+    plane.refuse.clear()
+    await until(() => onlyJob()?.remoteState === 'deleting')
+    assert.deepEqual(plane.abandoned, [lost])
+    await until(() => onlyJob()?.problem?.code === 'spool.damaged')
+  })
+})
+
 describe('a full disk', () => {
   it('under the journal puts sealing and uploading off, and ends nothing', async () => {
     type Written = Pick<Journal['data'], 'jobs' | 'submissions'>
