@@ -22,6 +22,16 @@ export type PictureFacts = {
   highDynamicRange: boolean | undefined
   /** Whether the container shows less, later or otherwise than what is coded: trimmed, or turned. */
   edited: boolean
+  /** How long pictures are shown, and when the last one begins; undefined when nothing says so exactly. */
+  end?: PictureEnd
+}
+
+/** In milliseconds since the first picture; the last one of a recorded screen may stay for minutes. */
+export type PictureEnd = {
+  lastMs: number
+  untilMs: number
+  /** Ticks a second of the container's clock, of which every time is a whole number. */
+  clockHz: number
 }
 
 /** 0 when the container does not say. */
@@ -31,7 +41,7 @@ export type SoundFacts = { sampleRateHz: number; channels: number; called?: stri
 export type AvFacts = {
   /** 0 when the container does not say. */
   durationMs: number
-  /** As long as it is shown, where that is less: a trimmed film still holds the rest. */
+  /** As long as it is shown, where that is told apart: a trimmed film still holds the rest. */
   shownMs?: number
   picture: PictureFacts | undefined
   sound: SoundFacts | undefined
@@ -123,6 +133,10 @@ export function tooLarge(what: 'film' | 'sound', why: string, limit: string): Sl
   return new SluiceError('media.too_large', `the ${what} ${why}`, {
     hint: `The limit is ${limit}; split it, or export it smaller.`,
   })
+}
+
+export function commonDivisor(a: number, b: number): number {
+  return b === 0 ? a : commonDivisor(b, a % b)
 }
 
 export type Ahead = Readable & {

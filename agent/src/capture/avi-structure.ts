@@ -1,7 +1,7 @@
 /** Reads the head of an AVI for the facts that are needed before anything decodes it. */
 import { limits } from '@sluice/protocol/limits'
-import { corruptMedium, requireLimits, tooLarge } from './av-facts.ts'
-import type { AvFacts, PictureFacts, Readable, ReadOptions } from './av-facts.ts'
+import { commonDivisor, corruptMedium, readAhead, requireLimits, tooLarge } from './av-facts.ts'
+import type { AvFacts, PictureEnd, PictureFacts, Readable, ReadOptions } from './av-facts.ts'
 
 /** The list of headers; samples lie in another one. */
 const headerBytesMax = 4 * 1024 ** 2
@@ -62,6 +62,71 @@ export async function readAvi(source: Readable, options: ReadOptions = {}): Prom
   const facts = { ...readHeader(header, removed), removed: [...removed].toSorted() }
   requireLimits(facts)
   return facts
+}
+
+/** As many as pictures and sound together have in four hours. */
+const samplesMax = 4_000_000
+
+/**
+ * Counts the pictures in an AVI. One without bytes is no picture: the one before stays on.
+ *
+ * @throws SluiceError `media.corrupt` with the byte where the chunks stop to fit.
+ */
+export async function readAviEnd(source: Readable): Promise<PictureEnd | undefined> {
+  const ahead = readAhead(source, 4096)
+  const open = [{ start: 0, end: source.bytes }]
+  let count = 0
+  let last = -1
+  let pictures = 0
+  let stream: Frames | undefined
+  for (let range = open.pop(); range !== undefined; range = open.pop()) {
+    const { start, end } = range
+    if (start + 8 > end) continue
+    if (++count > samplesMax || open.length > 8) throw corruptMedium('film', { byte: start })
+    const head = ahead.held(start, 8) ?? (await ahead.read(start, 8))
+    const name = head.toString('latin1', 0, 4)
+    const bytes = head.readUInt32LE(4)
+    const content = start + 8
+    if (content + bytes > end) {
+      if (last < 0 || range.end === source.bytes) break
+      throw corruptMedium('film', { byte: start })
+    }
+    open.push({ start: content + bytes + (bytes % 2), end })
+    const list =
+      /^(?:RIFF|LIST)$/.test(name) && bytes >= 4 ? await ahead.read(content, 4) : undefined
+    if (list?.toString('latin1') === 'hdrl' && bytes <= headerBytesMax) {
+      stream ??= firstPictures(await source.read(content, bytes))
+    } else if (list !== undefined && /^(?:AVI |AVIX|movi|rec )$/.test(list.toString('latin1'))) {
+      open.push({ start: content + 4, end: content + bytes })
+    }
+    if (stream !== undefined && name.startsWith(stream.number) && /^d[bc]$/.test(name.slice(2))) {
+      if (bytes > 0) last = pictures
+      pictures += 1
+    }
+  }
+  if (stream === undefined || last < 0) return undefined
+  const { frameMs, clockHz } = stream
+  return { lastMs: last * frameMs, untilMs: pictures * frameMs, clockHz }
+}
+
+type Frames = { number: string; frameMs: number; clockHz: number }
+
+/** Number of the first stream of pictures, as its chunks are called, and how long each is shown. */
+function firstPictures(header: Buffer): Frames | undefined {
+  const lists = chunksIn(header, [4, header.length], 1).filter(
+    ({ name, start }) => name === 'LIST' && header.toString('latin1', start, start + 4) === 'strl',
+  )
+  for (const [i, list] of lists.entries()) {
+    const head = chunksIn(header, [list.start + 4, list.end], 2).find(({ name }) => name === 'strh')
+    if (head === undefined || head.end - head.start < 36) continue
+    if (header.toString('latin1', head.start, head.start + 4) !== 'vids') continue
+    const scale = header.readUInt32LE(head.start + 20)
+    const rate = header.readUInt32LE(head.start + 24)
+    if (rate === 0 || scale === 0) return undefined
+    const clockHz = rate / commonDivisor(scale, rate)
+    return { number: String(i).padStart(2, '0'), frameMs: (scale * 1000) / rate, clockHz }
+  }
+  return undefined
 }
 
 async function chunkAtOffset(source: Readable, at: number): Promise<Chunk> {

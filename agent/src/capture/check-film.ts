@@ -15,6 +15,10 @@ export type CheckedFilm = {
   durationMs: number
   /** Of the longer track. */
   longestMs: number
+  /** When the last picture begins. */
+  lastPictureMs: number
+  /** Frames of the sound. */
+  soundFrames: number
 }
 
 /** The index and the head of one fragment; ours are a thousandth of it. */
@@ -28,8 +32,9 @@ type Track = {
   sampleRateHz: number
   channels: number
   samples: number
-  /** Units of its clock, and how many of them a second has. */
+  /** Units of its clock, those of its last sample, and how many of them a second has. */
   units: number
+  lastUnits: number
   unitsPerSecond: number
 }
 
@@ -126,6 +131,11 @@ export async function checkFilm(pieces: AsyncIterable<Buffer>): Promise<CheckedF
     channels: sound?.channels ?? 0,
     durationMs: lengthOf(picture ?? sound),
     longestMs: Math.max(...tracks.map(lengthOf)),
+    lastPictureMs:
+      picture === undefined
+        ? 0
+        : ((picture.units - picture.lastUnits) / picture.unitsPerSecond) * 1000,
+    soundFrames: sound?.samples ?? 0,
   }
 }
 
@@ -359,7 +369,7 @@ type Described = Omit<Track, 'id' | 'codec'>
 
 const noSound = { sampleRateHz: 0, channels: 0 }
 const noPicture = { widthPixels: 0, heightPixels: 0 }
-const nothingYet = { samples: 0, units: 0, unitsPerSecond: 0 }
+const nothingYet = { samples: 0, units: 0, lastUnits: 0, unitsPerSecond: 0 }
 
 function readPictureEntry(fields: Fields, codec: 'avc1' | 'hvc1'): Described {
   fields.zeros(6)
@@ -596,7 +606,8 @@ function readRun(
   if (flags & 4) fields.bytes(4)
   const samples: Sample[] = []
   for (let i = 0; i < count; i++) {
-    track.units += flags & 0x100 ? fields.number(4) : defaults.duration
+    track.lastUnits = flags & 0x100 ? fields.number(4) : defaults.duration
+    track.units += track.lastUnits
     samples.push({ track, bytes: flags & 0x200 ? fields.number(4) : defaults.bytes })
     if (flags & 0x400) fields.bytes(4)
     if (flags & 0x800) fields.bytes(4)

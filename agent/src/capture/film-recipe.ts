@@ -40,16 +40,18 @@ type Ask = {
   joined: boolean
   encoder: FilmEncoder
   threads: number
+  /** Whether the sound is left out. */
+  silent?: boolean
 }
 
 /** Everything but the input. */
 export function planFilm(ask: Ask): FilmRecipe {
   const copied = copies(ask)
-  const picture = copied === undefined ? encodePicture(ask) : copyPicture(copied, isHigh(ask))
+  const picture = copied === undefined ? encodePicture(ask) : copyPicture(copied, ask)
   const { high } = picture
   return {
     args: [
-      ...words('-map 0:V:0 -map 0:a:0?'),
+      ...words(ask.silent === true ? '-map 0:V:0' : '-map 0:V:0 -map 0:a:0?'),
       ...nothingCarriedOver,
       ...picture.args,
       ...soundInFilm(ask),
@@ -91,9 +93,9 @@ type Picture = { args: string[]; high?: FilmRecipe['hdr'] | undefined }
 const keptUnits = { h264: '1|5|7-8', hevc: '0-9|16-21|32-34' }
 
 /** Parameter sets and heads of slices are read and written anew, so that nothing is behind their fields. */
-function copyPicture(codec: 'h264' | 'hevc', high: boolean): Picture {
+function copyPicture(codec: 'h264' | 'hevc', ask: Ask): Picture {
   return {
-    high: high ? 'kept' : undefined,
+    high: isHigh(ask) ? 'kept' : undefined,
     args: [
       ...words('-c:v copy -bsf:v'),
       `filter_units=pass_types=${keptUnits[codec]},${codec}_metadata`,
@@ -117,24 +119,54 @@ function encodePicture(ask: Ask): Picture {
         ? ('tone-mapped' as const)
         : ('clipped' as const)
   const filters = [
+    forwards,
     ...scaledTo(profile.sidePixelsMax),
     ...(maps ? toneMap(first) : []),
     ...(profile.depth === '8' ? ordinary(first) : kept),
     ...(encoder === 'vaapi' ? ['format=nv12', 'hwupload'] : []),
   ]
+  const last = lastingPicture(ask)
   return {
     args: [
       '-vf',
       filters.join(),
       // Times stay what they are, in the source's own units: none is rounded, nothing filled up.
-      ...words('-fps_mode vfr -enc_time_base:v -1'),
+      ...words('-fps_mode vfr -enc_time_base:v'),
+      last === undefined ? '-1' : `1/${last.clockHz}`,
       ...encoderArgs(ask),
       '-bsf:v',
-      `filter_units=pass_types=${keptUnits.h264}`,
+      [
+        `filter_units=pass_types=${keptUnits.h264}`,
+        ...(last === undefined ? [] : [last.filter]),
+      ].join(),
     ],
     high,
   }
 }
+
+/** Below it, ffmpeg's muxer of MP4 doubles the ticks, and then two clocks would be at work. */
+const clockHzMin = 10_000
+const clockHzMax = 2 ** 31
+
+/**
+ * Encoders do not tell how long the last picture stays: as long as the source says, if it does. The
+ * clock is the source's own, or a multiple.
+ *
+ * @see ffmpeg-bitstream-filters(1), "setts".
+ */
+function lastingPicture({ facts }: Ask): { clockHz: number; filter: string } | undefined {
+  const end = facts.picture?.end
+  if (end === undefined || !Number.isSafeInteger(end.clockHz) || end.clockHz < 1) return undefined
+  let { clockHz } = end
+  while (clockHz < clockHzMin) clockHz *= 2
+  if (clockHz > clockHzMax) return undefined
+  const until = Math.round((end.untilMs / 1000) * clockHz)
+  const last = `max(DURATION\\,${until}-DTS+STARTDTS)`
+  return { clockHz, filter: `setts=duration='if(eq(NEXT_DTS\\,NOPTS)\\,${last}\\,DURATION)'` }
+}
+
+/** Where times go backwards, as after careless remuxing, pictures follow on at once: none is dropped. */
+const forwards = "setpts='if(isnan(PREV_OUTPTS),PTS,max(PTS,PREV_OUTPTS+1))'"
 
 /** A side longer than allowed is scaled down, by the shape that is seen. */
 function scaledTo(sidePixelsMax: number): string[] {

@@ -1,8 +1,23 @@
 /** Reads the head of a Matroska or WebM file for the facts that are needed before anything decodes it. */
 import { isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
-import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
-import type { Ahead, AvFacts, PictureFacts, Readable, ReadOptions, SoundFacts } from './av-facts.ts'
+import {
+  commonDivisor,
+  corruptMedium,
+  readAhead,
+  requireLimits,
+  tooLarge,
+  unsupportedMedium,
+} from './av-facts.ts'
+import type {
+  Ahead,
+  AvFacts,
+  PictureEnd,
+  PictureFacts,
+  Readable,
+  ReadOptions,
+  SoundFacts,
+} from './av-facts.ts'
 
 /** Heads of tracks and tags, all of them together; attachments and clusters are only stepped over. */
 const headBytesMax = 16 * 1024 ** 2
@@ -44,6 +59,11 @@ const ids = {
   audio: 0xe1,
   rate: 0xb5,
   channels: 0x9f,
+  clusterTime: 0xe7,
+  simpleBlock: 0xa3,
+  blockGroup: 0xa0,
+  block: 0xa1,
+  trackNumber: 0xd7,
   simpleTag: 0x67c8,
   tag: 0x7373,
   tagName: 0x45a3,
@@ -68,6 +88,86 @@ export async function readMatroska(source: Readable, options: ReadOptions = {}):
   const facts = { ...found, removed: [...found.removed].toSorted() }
   requireLimits(facts)
   return facts
+}
+
+/**
+ * Looks through all blocks of a file whose size its head tells, for when its last picture begins.
+ *
+ * @param durationMs As its head has it: until then the last picture stays.
+ * @returns undefined where nothing tells that the file is whole.
+ * @throws SluiceError `media.corrupt` with the byte where the blocks stop to fit.
+ */
+export async function readMatroskaEnd(
+  source: Readable,
+  durationMs: number,
+): Promise<PictureEnd | undefined> {
+  const ahead = readAhead(source)
+  const head = await elementAt(ahead, 0, source.bytes)
+  const segment = await elementAt(ahead, head.end, source.bytes)
+  if (segment.unknown || segment.end > source.bytes) return undefined
+  const walk = { scale: 1_000_000, picture: -1, clusterTime: 0, last: -1, count: 0 }
+  await walkBlocks(ahead, segment, walk)
+  if (walk.last < 0 || !Number.isSafeInteger(walk.last)) return undefined
+  return {
+    lastMs: (walk.last * walk.scale) / 1_000_000,
+    untilMs: durationMs,
+    clockHz: 1_000_000_000 / commonDivisor(walk.scale, 1_000_000_000),
+  }
+}
+
+/** Number of the track of pictures, time of the cluster, and of the last block of a picture. */
+type Walk = { scale: number; picture: number; clusterTime: number; last: number; count: number }
+
+async function walkBlocks(source: Ahead, parent: Element, walk: Walk): Promise<void> {
+  for (let at = parent.start; at < parent.end;) {
+    if (++walk.count > elementsMax) throw corruptMedium('film', { byte: at })
+    const held = source.held(at, Math.min(headBytesOfElement, parent.end - at))
+    const element =
+      held === undefined ? await elementAt(source, at, parent.end) : elementOf(held, at)
+    if (element.unknown || element.end > parent.end) throw corruptMedium('film', { byte: at })
+    const { id, start, end } = element
+    if (id === ids.cluster || id === ids.blockGroup) await walkBlocks(source, element, walk)
+    else if (id === ids.simpleBlock || id === ids.block) {
+      const bytes = Math.min(11, end - start)
+      const block = source.held(start, bytes) ?? (await source.read(start, bytes))
+      const length = lengthOf(block, 0, 4)
+      if (length === undefined || block.length < length + 2)
+        throw corruptMedium('film', { byte: at })
+      // The bit that tells the length is none of the number's.
+      const track = block.readUIntBE(0, length) - 2 ** (7 * length)
+      const time = walk.clusterTime + block.readInt16BE(length)
+      if (track === walk.picture) walk.last = Math.max(walk.last, time)
+    } else if (id === ids.clusterTime && end - start <= 8) {
+      walk.clusterTime = unsigned(await source.read(start, end - start), {
+        ...element,
+        start: 0,
+        end: end - start,
+      })
+    } else if (id === ids.info || id === ids.tracks) {
+      if (end - start > headBytesMax) throw corruptMedium('film', { byte: at })
+      const content = await source.read(start, end - start)
+      if (id === ids.tracks) walk.picture = pictureTrack(content)
+      else walk.scale = timestampScale(content)
+    }
+    at = end
+  }
+}
+
+function timestampScale(info: Buffer): number {
+  const scale = elementsIn(info).find(({ id }) => id === ids.timestampScale)
+  return scale === undefined ? 1_000_000 : unsigned(info, scale)
+}
+
+/** The first track of pictures, as players and `readTracks` choose it. */
+function pictureTrack(tracks: Buffer): number {
+  for (const entry of elementsIn(tracks).filter(({ id }) => id === ids.trackEntry)) {
+    const children = elementsIn(tracks, entry)
+    const type = children.find(({ id }) => id === ids.trackType)
+    const number = children.find(({ id }) => id === ids.trackNumber)
+    if (type === undefined || number === undefined) continue
+    if (unsigned(tracks, type) === 1) return unsigned(tracks, number)
+  }
+  return -1
 }
 
 type Found = Omit<AvFacts, 'removed'> & { removed: Set<string> }

@@ -1,7 +1,14 @@
 /** Reads the boxes of an MP4, MOV, 3GP or M4A for the facts that are needed before anything decodes it. */
 import { limits } from '@sluice/protocol/limits'
 import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
-import type { AvFacts, PictureFacts, Readable, ReadOptions, SoundFacts } from './av-facts.ts'
+import type {
+  AvFacts,
+  PictureEnd,
+  PictureFacts,
+  Readable,
+  ReadOptions,
+  SoundFacts,
+} from './av-facts.ts'
 
 export type Box = { type: string; offset: number; headerBytes: number; bytes: number }
 
@@ -23,6 +30,8 @@ const listedSamplesMax = 8_000_000
 const headPieceBytes = 4096
 /** Metadata tracks of a telephone included. */
 const allTracksMax = 32
+/** Pieces that an edit list puts together; a decoder lists the samples of each anew. */
+const editsMax = 1000
 
 /** Boxes that hold boxes; the number is how many bytes come before the first. */
 const containers = new Map<string, number>([
@@ -118,9 +127,11 @@ function requireDepth(index: Buffer, at: number): void {
   }
 }
 
+type FragmentSum = { samples: number; units: number; lastUnits: number }
+
 /** What the fragments of a film add up to: samples and units of time of each track. */
 class Fragments {
-  readonly tracks = new Map<number, { samples: number; units: number }>()
+  readonly tracks = new Map<number, FragmentSum>()
   #count = 0
 
   add(fragment: Buffer, at: number): void {
@@ -143,13 +154,13 @@ class Fragments {
     }
   }
 
-  #track(id: number): { samples: number; units: number } {
+  #track(id: number): FragmentSum {
     const known = this.tracks.get(id)
     if (known !== undefined) return known
     if (++this.#count > allTracksMax) {
       throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
     }
-    const track = { samples: 0, units: 0 }
+    const track = { samples: 0, units: 0, lastUnits: 0 }
     this.tracks.set(id, track)
     return track
   }
@@ -160,7 +171,7 @@ function addRun(options: {
   fragment: Buffer
   run: Box
   duration: number
-  track: { samples: number; units: number }
+  track: FragmentSum
   at: number
 }): void {
   const { fragment, run, duration, track, at } = options
@@ -174,9 +185,13 @@ function addRun(options: {
     throw corruptMedium('film', { byte: at })
   }
   track.samples += samples
+  track.lastUnits = duration
   if ((flags & 0x100) === 0) track.units += samples * duration
   else {
-    for (let i = 0; i < samples; i++) track.units += fragment.readUInt32BE(first + i * sampleBytes)
+    for (let i = 0; i < samples; i++) {
+      track.lastUnits = fragment.readUInt32BE(first + i * sampleBytes)
+      track.units += track.lastUnits
+    }
   }
 }
 
@@ -195,7 +210,8 @@ function readIndex(
     throw tooLarge('film', 'has too many tracks', `${limits.tracksMax} of picture and sound`)
   }
   const turned = isFilmTurned(index, header)
-  const all = found.map((box) => readTrack(index, box, { fragments, turned }))
+  const scale = readDuration(index, header).scale
+  const all = found.map((box) => readTrack(index, box, { fragments, turned, scale }))
   const inFragments = [...fragments.tracks.values()].map(({ samples }) => samples)
   const listed = [...all.map(({ listedSamples }) => listedSamples), ...inFragments]
   if (listed.reduce((sum, samples) => sum + samples, 0) > listedSamplesMax) {
@@ -214,9 +230,11 @@ function readIndex(
     requireLimits({ durationMs: 0, picture, sound: undefined, removed: [] })
   }
   // Tracks that aren't played may be longer, and so may the header that counts them.
-  const durationMs = Math.max(0, ...played.map((track) => track.durationMs))
+  const shownMs = Math.max(0, ...played.map((track) => track.shownMs))
   return {
-    durationMs,
+    // What an edit list shows again and again is longer than what is there.
+    durationMs: Math.max(shownMs, ...played.map((track) => track.durationMs)),
+    shownMs,
     picture: pictures[0],
     sound: tracks.find((track) => track.kind === 'sound')?.sound,
     removed: [...removed].toSorted(),
@@ -226,7 +244,10 @@ function readIndex(
 type Track = {
   id: number
   kind: 'video' | 'sound' | 'timecode' | 'timed-metadata' | 'subtitles' | 'other-tracks'
+  /** As its head has it. */
   durationMs: number
+  /** As its samples and its edit list have it. */
+  shownMs: number
   /** What a decoder lists one by one when it opens the file, outside of fragments. */
   listedSamples: number
   picture: PictureFacts | undefined
@@ -251,15 +272,15 @@ const trackKinds = new Map<string, Track['kind']>([
 function readTrack(
   index: Buffer,
   track: Box,
-  film: { fragments: Fragments; turned: boolean },
+  film: { fragments: Fragments; turned: boolean; scale: number },
 ): Track {
   const { fragments, turned } = film
   const children = boxesIn(index, contentRange(track), true)
   const head = children.find((box) => box.type === 'tkhd')
-  const media = within(index, track, 'mdia')
-  const header = media.find((box) => box.type === 'mdhd')
-  const handling = media.find((box) => box.type === 'hdlr')
-  const information = media.find((box) => box.type === 'minf')
+  const inside = within(index, track, 'mdia')
+  const header = inside.find((box) => box.type === 'mdhd')
+  const handling = inside.find((box) => box.type === 'hdlr')
+  const information = inside.find((box) => box.type === 'minf')
   if (head === undefined || header === undefined || handling === undefined) {
     throw corruptMedium('film')
   }
@@ -273,19 +294,40 @@ function readTrack(
   const table = within(index, information, 'stbl')
   const description = table.find((box) => box.type === 'stsd')
   const counted = sampleCount(index, table)
-  const samples = counted + (fragments.tracks.get(id)?.samples ?? 0)
+  const pieces = fragments.tracks.get(id)
+  const samples = counted + (pieces?.samples ?? 0)
   const timing = readDuration(index, header)
-  const extra = timing.scale === 0 ? 0 : (fragments.tracks.get(id)?.units ?? 0) / timing.scale
-  const durationMs = timing.durationMs + Math.round(extra * 1000)
-  const edited = turned || isTurned(index, head) || isTrimmed({ index, track, durationMs })
+  const extraMs = timing.scale === 0 ? 0 : Math.round(((pieces?.units ?? 0) / timing.scale) * 1000)
+  // Some say in the head how long all fragments together are, others only what comes before them.
+  const durationMs =
+    counted === 0 ? Math.max(timing.durationMs, extraMs) : timing.durationMs + extraMs
+  const edits = readEdits(index, track)
+  const times = readTimes(index, table)
+  const units = (times?.units ?? 0) + (pieces?.units ?? 0)
+  const media = {
+    units,
+    scale: timing.scale,
+    lastUnits: pieces?.lastUnits ?? times?.lastUnits ?? 0,
+  }
+  const known = units > 0 && timing.scale > 0
+  const end = known ? endOf(edits, media, film.scale) : undefined
+  const wholeMs = known ? endOf([], media, film.scale).untilMs : 0
+  const trimmed = isTrimmed({ index, track, edits }) || isCut(end, wholeMs)
+  const edited = turned || isTurned(index, head) || trimmed
   return {
     id,
     kind: kind ?? 'other-tracks',
     durationMs,
+    shownMs: end === undefined ? durationMs : Math.round(end.untilMs),
     listedSamples: kind === 'sound' && isBare(index, table) ? 0 : counted,
     picture:
       kind === 'video' && description !== undefined
-        ? { ...readPicture(index, description), frames: samples, edited }
+        ? {
+            ...readPicture(index, description),
+            frames: samples,
+            edited,
+            ...(end === undefined ? {} : { end }),
+          }
         : undefined,
     sound:
       kind === 'sound' && description !== undefined ? readSound(index, description) : undefined,
@@ -320,19 +362,82 @@ function isMatrixTurned(index: Buffer, at: number): boolean {
   return uprightMatrix.some((value, i) => index.readInt32BE(at + i * 4) !== value)
 }
 
-/** Whether an edit list shows anything but the whole track once, from its beginning. */
-function isTrimmed(options: { index: Buffer; track: Box; durationMs: number }): boolean {
-  const { index, track } = options
+/** In units of the film's clock, and of the track's; a media time of -1 shows nothing for a while. */
+type Edit = { units: number; mediaTime: number }
+
+/** @see ISO/IEC 14496-12, 8.6.6: the edit list; how fast it is shown no decoder here minds. */
+function readEdits(index: Buffer, track: Box): Edit[] {
   const list = within(index, track, 'edts').find((box) => box.type === 'elst')
-  if (list === undefined) return false
+  if (list === undefined) return []
   const start = list.offset + list.headerBytes
-  const long = index[start] === 1
   if (list.bytes < list.headerBytes + 8) throw corruptMedium('film')
+  const long = index[start] === 1
   const count = index.readUInt32BE(start + 4)
-  if (count !== 1 || list.bytes < list.headerBytes + (long ? 28 : 20)) return count !== 0
-  const mediaTime = long ? Number(index.readBigInt64BE(start + 16)) : index.readInt32BE(start + 12)
+  const entryBytes = long ? 20 : 12
+  if (count > editsMax) throw tooLarge('film', 'is cut into too many pieces', `${editsMax}`)
+  const held = Math.floor((list.bytes - list.headerBytes - 8) / entryBytes)
+  return Array.from({ length: Math.min(count, held) }, (_, i) => {
+    const at = start + 8 + i * entryBytes
+    return long
+      ? {
+          units: Number(index.readBigUInt64BE(at)),
+          mediaTime: Number(index.readBigInt64BE(at + 8)),
+        }
+      : { units: index.readUInt32BE(at), mediaTime: index.readInt32BE(at + 4) }
+  })
+}
+
+/** Whether an edit list shows anything but the whole track once, from its beginning. */
+function isTrimmed(options: { index: Buffer; track: Box; edits: readonly Edit[] }): boolean {
+  const { index, track, edits } = options
+  const [edit, second] = edits
+  if (edit === undefined) return false
   // Pictures that are shown out of order begin a little later than zero; the list says by how much.
-  return mediaTime !== firstShownAt(index, track)
+  return second !== undefined || edit.mediaTime !== firstShownAt(index, track)
+}
+
+/** Films that begin late by their order of pictures end as much earlier; what was cut off is longer. */
+const cutMsMin = 500
+
+function isCut(end: PictureEnd | undefined, wholeMs: number): boolean {
+  return end !== undefined && wholeMs - end.untilMs > cutMsMin
+}
+
+/** How long the edit list shows a track, and when the last of its samples begins there. */
+function endOf(
+  edits: readonly Edit[],
+  media: { units: number; scale: number; lastUnits: number },
+  filmScale: number,
+): PictureEnd {
+  const ms = (units: number) => (units / media.scale) * 1000
+  let untilMs = edits.length === 0 ? ms(media.units) : 0
+  for (const { units, mediaTime } of edits) {
+    if (mediaTime < 0) continue
+    const restMs = Math.max(0, ms(media.units - mediaTime))
+    // Zero: up to the end, as fragmented films have it.
+    const wantedMs = units === 0 || filmScale === 0 ? restMs : (units / filmScale) * 1000
+    untilMs += Math.min(wantedMs, restMs)
+  }
+  return { untilMs, lastMs: Math.max(0, untilMs - ms(media.lastUnits)), clockHz: media.scale }
+}
+
+/** How long all samples of an index are together, and the last one. */
+function readTimes(
+  index: Buffer,
+  table: readonly Box[],
+): { units: number; lastUnits: number } | undefined {
+  const times = table.find((box) => box.type === 'stts')
+  if (times === undefined || times.bytes < times.headerBytes + 8) return undefined
+  const start = times.offset + times.headerBytes
+  const count = index.readUInt32BE(start + 4)
+  if (times.bytes < times.headerBytes + 8 + count * 8) throw corruptMedium('film')
+  let units = 0
+  let lastUnits = 0
+  for (let at = start + 8; at < start + 8 + count * 8; at += 8) {
+    lastUnits = index.readUInt32BE(at + 4)
+    units += index.readUInt32BE(at) * lastUnits
+  }
+  return { units, lastUnits }
 }
 
 /** When the first picture is shown, by `ctts`; 0 without one. */

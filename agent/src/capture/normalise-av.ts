@@ -5,14 +5,15 @@ import { limits } from '@sluice/protocol/limits'
 import { discardOutput, runInSandbox } from '../sandbox.ts'
 import type { SandboxExit } from '../sandbox.ts'
 import { corruptMedium, requireLimits, tooLarge } from './av-facts.ts'
-import type { AvFacts, ReadOptions } from './av-facts.ts'
-import { readAvi } from './avi-structure.ts'
+import type { AvFacts, PictureEnd, ReadOptions } from './av-facts.ts'
+import { readAvi, readAviEnd } from './avi-structure.ts'
 import { checkFilm } from './check-film.ts'
+import type { CheckedFilm } from './check-film.ts'
 import { checkFlac } from './check-flac.ts'
 import { checkWavpack } from './check-wavpack.ts'
 import { cleanFilm } from './clean-film.ts'
-import { chooseFilmEncoder, filmEncoderDevices, filmEncoderInit } from './film-encoder.ts'
 import { requireDecoderEnd } from './decoder-end.ts'
+import { chooseFilmEncoder, filmEncoderDevices, filmEncoderInit } from './film-encoder.ts'
 import {
   codecNamesArgs,
   codecNamesBytesMax,
@@ -36,7 +37,7 @@ import type { FirstPicture } from './first-picture.ts'
 import { splitFlac } from './flac-structure.ts'
 import type { Source } from './inspect.ts'
 import { followOn, isJoined } from './joined-transport.ts'
-import { readMatroska } from './matroska-structure.ts'
+import { readMatroska, readMatroskaEnd } from './matroska-structure.ts'
 import { readMovie } from './movie-structure.ts'
 import type { NormalisedMedium } from './normalised.ts'
 import { profiles } from './profiles.ts'
@@ -179,9 +180,14 @@ async function makeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
 
 async function encodeFilm(
   encoding: FilmEncoding,
-  how: { encoder: FilmEncoder; first: FirstPicture | undefined; profile: FilmProfile },
+  how: {
+    encoder: FilmEncoder
+    first: FirstPicture | undefined
+    profile: FilmProfile
+    silent?: boolean
+  },
 ): Promise<NormalisedMedium> {
-  const { encoder, first, profile } = how
+  const { encoder, first, profile, silent = false } = how
   const { source, facts, ffmpeg, salvage = false } = encoding
   const recipe = planFilm({
     profile,
@@ -192,6 +198,7 @@ async function encodeFilm(
     joined: encoding.bytes !== undefined,
     encoder,
     threads: threadsFor(encoding),
+    silent,
   })
   const { value: content } = await runFilm(encoding, {
     output: [
@@ -210,8 +217,16 @@ async function encodeFilm(
     if (checked.frames > limits.videoFramesMax) {
       throw tooLarge('film', 'has too many pictures', String(limits.videoFramesMax))
     }
-    requireDuration(longestMs, salvage ? 0 : (facts.shownMs ?? facts.durationMs))
     if (checked.frames === 0) throw corruptMedium('film', { ms: 0 })
+    const isMute = checked.sampleRateHz > 0 && checked.soundFrames === 0
+    const end = salvage ? undefined : await missedEnd(encoding, checked)
+    if (isMute || end !== undefined) {
+      await content[Symbol.asyncDispose]()
+      const again = end === undefined ? encoding : withEnd(encoding, end)
+      const recoded = { ...profile, copy: profile.copy && end === undefined }
+      return await encodeFilm(again, { ...how, profile: recoded, silent: silent || isMute })
+    }
+    if (longestMs > limits.videoDurationMsMax) throw tooLong()
     return {
       kind: 'video',
       extension: 'mp4',
@@ -233,6 +248,42 @@ async function encodeFilm(
     await content[Symbol.asyncDispose]()
     throw error
   }
+}
+
+/**
+ * Whether the film has to be made anew as its last picture stays longer than anything told at first.
+ *
+ * @throws SluiceError `media.corrupt` where it ends before the last of the source's pictures began.
+ */
+async function missedEnd(
+  { source, facts }: FilmEncoding,
+  { longestMs, lastPictureMs }: CheckedFilm,
+): Promise<PictureEnd | undefined> {
+  const known = facts.picture?.end
+  if (known !== undefined) {
+    requireReached(lastPictureMs, known.lastMs)
+    requireReached(longestMs, facts.shownMs ?? facts.durationMs)
+    return undefined
+  }
+  const shortMs = facts.sound === undefined ? stillMsMin : durationSlackMs
+  if (longestMs + shortMs >= facts.durationMs * 0.98) return undefined
+  const end =
+    source.format === 'avi'
+      ? await readAviEnd(source)
+      : demuxers[source.format] === 'matroska'
+        ? await readMatroskaEnd(source, facts.durationMs)
+        : undefined
+  requireReached(longestMs, end?.untilMs === undefined ? facts.durationMs : end.lastMs)
+  return end
+}
+
+/** Without sound, a last picture that stays no longer than this is not worth a second run. */
+const stillMsMin = 250
+
+function withEnd(encoding: FilmEncoding, end: PictureEnd): FilmEncoding {
+  const { picture } = encoding.facts
+  if (picture === undefined) return encoding
+  return { ...encoding, facts: { ...encoding.facts, picture: { ...picture, end } } }
 }
 
 /** A look has to be quick; what cannot be seen in that time is encoded without it. */
@@ -437,6 +488,33 @@ async function normaliseBare(source: Source, options: AvOptions): Promise<Normal
   return { ...medium, source: sourceOf(source), removed: input.removed }
 }
 
+/**
+ * Decodes to even samples first: where sampling rate or channels change, ffmpeg throws away what its
+ * encoder has not yet a whole block of. Bare samples have no blocks.
+ */
+async function runEvenly(
+  encoding: Encoding,
+  { facts, run }: { facts: SoundInput['facts']; run: Parameters<typeof runFfmpeg>[1] },
+): Promise<{ exit: SandboxExit; value: HeldBytes }> {
+  const form = ['-ar', String(facts.sampleRateHz), '-ac', String(facts.channels)]
+  const bare: FfmpegRun = {
+    ...run,
+    output: [...words('-map 0:a:0 -vn -c:a pcm_s32le'), ...form, ...words('-f s32le pipe:1')],
+    outputBytesMax: soundBytesMax(facts),
+  }
+  const { exit, value } = await startFfmpeg(encoding, bare, (output) => {
+    const input = () => [...words('-protocol_whitelist pipe -f s32le'), ...form, '-i', 'pipe:0']
+    return runFfmpeg(encoding, { ...run, input, stdin: output })
+  })
+  try {
+    requireDecoderEnd(exit, 'sound', 'media.corrupt')
+    return value
+  } catch (error) {
+    await value.value[Symbol.asyncDispose]()
+    throw error
+  }
+}
+
 /** An MP3's own count includes what the encoder put before and behind: at most about four frames. */
 const paddingSamplesMax = 5 * 1152
 
@@ -486,33 +564,6 @@ function keepSound(
         extension: recipe.extension,
         codec: recipe.codec,
         durationMs,
-/**
- * Decodes to even samples first: where sampling rate or channels change, ffmpeg throws away what its
- * encoder has not yet a whole block of. Bare samples have no blocks.
- */
-async function runEvenly(
-  encoding: Encoding,
-  { facts, run }: { facts: SoundInput['facts']; run: Parameters<typeof runFfmpeg>[1] },
-): Promise<{ exit: SandboxExit; value: HeldBytes }> {
-  const form = ['-ar', String(facts.sampleRateHz), '-ac', String(facts.channels)]
-  const bare: FfmpegRun = {
-    ...run,
-    output: [...words('-map 0:a:0 -vn -c:a pcm_s32le'), ...form, ...words('-f s32le pipe:1')],
-    outputBytesMax: soundBytesMax(facts),
-  }
-  const { exit, value } = await startFfmpeg(encoding, bare, (output) => {
-    const input = () => [...words('-protocol_whitelist pipe -f s32le'), ...form, '-i', 'pipe:0']
-    return runFfmpeg(encoding, { ...run, input, stdin: output })
-  })
-  try {
-    requireDecoderEnd(exit, 'sound', 'media.corrupt')
-    return value
-  } catch (error) {
-    await value.value[Symbol.asyncDispose]()
-    throw error
-  }
-}
-
         ...sound,
         samples,
         tools: { ffmpeg: encoding.ffmpeg.version },
@@ -612,11 +663,14 @@ function soundBytesMax(facts: { sampleRateHz: number; channels: number }): numbe
 /** A film that ends more than two seconds early was cut inside; encoders add or lose some frames. */
 const durationSlackMs = 2000
 
-function requireDuration(durationMs: number, declaredMs: number): void {
-  if (durationMs > limits.videoDurationMsMax) {
-    throw tooLarge('film', 'is too long', `${limits.videoDurationMsMax / 60_000} minutes`)
-  }
-  if (durationMs + durationSlackMs < declaredMs * 0.98) {
-    throw corruptMedium('film', { ms: durationMs })
-  }
+function isReached(madeMs: number, promisedMs: number): boolean {
+  return madeMs + durationSlackMs >= promisedMs * 0.98
+}
+
+function requireReached(madeMs: number, promisedMs: number): void {
+  if (!isReached(madeMs, promisedMs)) throw corruptMedium('film', { ms: madeMs })
+}
+
+function tooLong(): SluiceError {
+  return tooLarge('film', 'is too long', `${limits.videoDurationMsMax / 60_000} minutes`)
 }

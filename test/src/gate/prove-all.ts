@@ -14,11 +14,19 @@ import { detectIsolation } from '@sluice/agent/sandbox'
 import { bombCases } from './bomb-cases.ts'
 import { bitstreamCases } from './bitstream-cases.ts'
 import { proveCase } from './cases.ts'
+import { deviceFilmCases } from './device-film-cases.ts'
 import { filmCases } from './film-cases.ts'
 import { imageCases } from './image-cases.ts'
 import { soundCases } from './sound-cases.ts'
 
-const cases = [...imageCases, ...filmCases, ...soundCases, ...bombCases, ...bitstreamCases]
+const cases = [
+  ...imageCases,
+  ...filmCases,
+  ...deviceFilmCases,
+  ...soundCases,
+  ...bombCases,
+  ...bitstreamCases,
+]
 
 /**
  * Declares the tests of the quick rows, or of all.
