@@ -1,11 +1,13 @@
 /** Takes a GIF of any origin apart, and leaves a decoder only its frames. */
 import { DamagedPicture } from './damaged-picture.ts'
+import { closeSubBlocks, missingFrom, subBlocksEnd } from './gif-codes.ts'
 import { requireSizes } from './picture-facts.ts'
 import type { PictureFacts, ReadOptions, Size } from './picture-facts.ts'
 import { limits } from '@sluice/protocol/limits'
 import { TooLargePicture } from './damaged-picture.ts'
 
-type Frame = { start: number; end: number } & Size
+/** `coded` is what a decoder gets: the frame, with the end of its data where the file has lost that. */
+type Frame = { start: number; coded: Buffer[] } & Size
 
 const extension = {
   graphicControl: 0xf9,
@@ -41,7 +43,7 @@ export function readGif(bytes: Buffer, options: ReadOptions): PictureFacts {
     codedAt: first.start,
     decodable: Buffer.concat([
       bytes.subarray(0, headEnd),
-      ...wanted.map(({ start, end: frameEnd }) => bytes.subarray(start, frameEnd)),
+      ...wanted.flatMap(({ coded }) => coded),
       Buffer.from([0x3b]),
     ]),
     ...(damagedAt === undefined ? {} : { damagedAt }),
@@ -56,47 +58,56 @@ function walk(
 ): { frames: Frame[]; end: number; damagedAt?: number } {
   const frames: Frame[] = []
   let control: number | undefined
+  let damagedAt: number | undefined
+  const cut = () => ({ frames, end: bytes.length, damagedAt: damagedAt ?? bytes.length })
+  const whole = (end: number) => ({
+    frames,
+    end,
+    ...(damagedAt === undefined ? {} : { damagedAt }),
+  })
   for (let at = from; ;) {
     const introducer = bytes[at]
     // Many writers forget the trailer; the file still ends where a block may end.
-    if (introducer === undefined && at === bytes.length && frames.length > 0)
-      return { frames, end: at }
-    if (introducer === undefined) return { frames, end: bytes.length, damagedAt: bytes.length }
-    if (introducer === 0x3b) return { frames, end: at + 1 }
+    if (introducer === undefined && at === bytes.length && frames.length > 0) return whole(at)
+    if (introducer === undefined) return cut()
+    if (introducer === 0x3b) return whole(at + 1)
     if (introducer === 0x21) {
       const label = bytes[at + 1]
-      const end = blocksEnd(bytes, at + 2)
-      if (end === undefined) return { frames, end: bytes.length, damagedAt: bytes.length }
+      const end = subBlocksEnd(bytes, at + 2)
+      if (end === undefined) return cut()
       if (label === extension.graphicControl) control = at
       else removed.add(kindOf(label, bytes.toString('latin1', at + 3, at + 14)))
       at = end
       continue
     }
-    if (introducer !== 0x2c) return { frames, end: at, damagedAt: at }
-    if (at + 10 > bytes.length) return { frames, end: bytes.length, damagedAt: bytes.length }
-    const dataAt = at + 10 + tableBytes(bytes.readUInt8(at + 9)) + 1
-    const end = blocksEnd(bytes, dataAt)
+    // Behind the end of a run of blocks some writers put another end.
+    if (introducer === 0) {
+      at += 1
+      continue
+    }
+    if (introducer !== 0x2c) return { frames, end: at, damagedAt: damagedAt ?? at }
+    if (at + 10 > bytes.length) return cut()
+    const codesAt = at + 10 + tableBytes(bytes.readUInt8(at + 9))
+    const [width, height] = [bytes.readUInt16LE(at + 5), bytes.readUInt16LE(at + 7)]
+    const end = subBlocksEnd(bytes, codesAt + 1)
+    const start = control ?? at
+    const coded = [bytes.subarray(start, end ?? codesAt + 1)]
+    if (end === undefined) coded.push(closeSubBlocks(bytes, codesAt + 1))
     frames.push({
-      start: control ?? at,
-      end: end ?? bytes.length,
-      widthPixels: bytes.readUInt16LE(at + 1) + bytes.readUInt16LE(at + 5),
-      heightPixels: bytes.readUInt16LE(at + 3) + bytes.readUInt16LE(at + 7),
+      start,
+      coded,
+      widthPixels: bytes.readUInt16LE(at + 1) + width,
+      heightPixels: bytes.readUInt16LE(at + 3) + height,
     })
     control = undefined
     if (frames.length > limits.imageFramesMax) throw new TooLargePicture('frames')
-    if (end === undefined) return { frames, end: bytes.length, damagedAt: bytes.length }
+    const pixels = width * height
+    if (pixels > limits.imagePixelsMax) throw new TooLargePicture('pixels')
+    damagedAt ??= missingFrom(bytes, codesAt, pixels)
+    // All pixels are there, and nothing but the ends of block and file is missing.
+    if (end === undefined) return damagedAt === undefined ? whole(bytes.length) : cut()
     at = end
   }
-}
-
-/** Where a run of sub-blocks ends, behind its empty one. */
-function blocksEnd(bytes: Buffer, from: number): number | undefined {
-  for (let at = from; at < bytes.length;) {
-    const length = bytes.readUInt8(at)
-    at += 1 + length
-    if (length === 0) return at
-  }
-  return undefined
 }
 
 function tableBytes(packed: number): number {
