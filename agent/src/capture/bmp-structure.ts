@@ -48,7 +48,7 @@ export function readBmp(bytes: Buffer, options: { salvage: boolean }): Bmp {
 
 function readHeader(bytes: Buffer): Header {
   if (bytes.length < 26) throw new DamagedPicture(bytes.length)
-  const dataAt = bytes.readUInt32LE(10)
+  const saidDataAt = bytes.readUInt32LE(10)
   const headerBytes = bytes.readUInt32LE(14)
   if (14 + headerBytes > bytes.length) throw new DamagedPicture(bytes.length)
   const core = headerBytes === 12
@@ -73,11 +73,17 @@ function readHeader(bytes: Buffer): Header {
   const paletteEntryBytes = core ? 3 : 4
   const announced = core ? 0 : bytes.readUInt32LE(46)
   const colours = bits > 8 ? 0 : announced === 0 ? 2 ** bits : Math.min(announced, 256)
+  const size = { widthPixels: width, heightPixels: Math.abs(height) }
+  const behind = paletteAt + colours * paletteEntryBytes
+  // A place that leaves no room for a palette is one that the writer forgot to move behind it.
+  const forgotten =
+    saidDataAt < paletteAt ||
+    (saidDataAt === paletteAt && behind + rawBytes({ ...size, bits }) <= bytes.length)
+  const dataAt = forgotten ? behind : saidDataAt
   // A palette that reaches into the pixels is shorter than it says.
   const paletteEnd = Math.min(paletteAt + colours * paletteEntryBytes, Math.max(dataAt, paletteAt))
   return {
-    widthPixels: width,
-    heightPixels: Math.abs(height),
+    ...size,
     bottomUp: height > 0,
     bits,
     compression,
@@ -86,6 +92,12 @@ function readHeader(bytes: Buffer): Header {
     dataAt,
     masks,
   }
+}
+
+/** Of rows that are not compressed; the padding of the last one is often missing. */
+function rawBytes({ widthPixels, heightPixels, bits }: Size & { bits: number }): number {
+  const rowBytes = Math.ceil((widthPixels * bits) / 32) * 4
+  return (heightPixels - 1) * rowBytes + Math.ceil((widthPixels * bits) / 8)
 }
 
 function isMasked(compression: number): boolean {
@@ -132,9 +144,7 @@ function decode(bytes: Buffer, header: Header, state: { damagedAt: number | unde
   }
   const rowBytes = Math.ceil((header.widthPixels * bits) / 32) * 4
   const rowsThere = Math.floor(Math.max(0, bytes.length - header.dataAt) / rowBytes)
-  // The last row's padding is often missing.
-  const lastBytes = Math.ceil((header.widthPixels * bits) / 8)
-  const whole = header.dataAt + (header.heightPixels - 1) * rowBytes + lastBytes <= bytes.length
+  const whole = header.dataAt + rawBytes(header) <= bytes.length
   if (!whole) state.damagedAt = bytes.length
   const rows = whole ? header.heightPixels : Math.min(rowsThere, header.heightPixels)
   const rowAt = (row: number) => header.dataAt + row * rowBytes
@@ -226,7 +236,8 @@ function expandRuns(
   for (let at = header.dataAt; y < heightPixels;) {
     const [count, value] = [bytes[at], bytes[at + 1]]
     if (count === undefined || value === undefined) {
-      state.damagedAt = bytes.length
+      const hasAll = y === heightPixels - 1 && x >= widthPixels
+      if (!hasAll) state.damagedAt ??= bytes.length
       return out
     }
     at += 2
@@ -240,9 +251,12 @@ function expandRuns(
     } else if (value === 2) {
       x += bytes[at] ?? 0
       y += bytes[at + 1] ?? 0
+      // Runs may end beyond their row, as some writers round them up; a jump out of the picture is a lie.
+      if (x > widthPixels || y > heightPixels) state.damagedAt ??= at
       at += 2
     } else {
       const literal = bits === 8 ? value : Math.ceil(value / 2)
+      if (at + literal > bytes.length) state.damagedAt ??= bytes.length
       for (let i = 0; i < value; i++) {
         const byte = bytes[at + (bits === 8 ? i : i >> 1)] ?? 0
         put(bits === 8 ? byte : nibble(byte, i))
