@@ -5,11 +5,15 @@ import { orientationOf, requireSizes } from './picture-facts.ts'
 import type { LabForm, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
 
 type Entry = { tag: number; type: number; count: number; valueAt: number }
-type Directory = { at: number; entries: Map<number, Entry>; next: number }
+type Directory = { at: number; entries: Map<number, Entry>; next: number; nextAt: number }
+
+/** A number that a decoder is to read otherwise than the file has it. */
+type Patch = { at: number; bytes: 2 | 4 | 8; value: number }
 
 /** How numbers lie in this file. */
 type Layout = {
   bytes: Buffer
+  little: boolean
   /** BigTIFF: offsets and counts of 64 bits. */
   big: boolean
   u16: (at: number) => number
@@ -81,14 +85,18 @@ const rawPhotometrics = new Set([32_803, 34_892])
  */
 export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
   const layout = layoutOf(bytes)
-  const directories = walk(layout)
+  const patches: Patch[] = []
+  const directories = walk(layout, patches)
   if (isCameraRaw(layout, directories)) throw new UnsupportedPicture('camera-raw')
   const whole = directories.filter((directory) => !isReduced(layout, directory))
   const [first] = whole
   if (first === undefined) throw new DamagedPicture(8)
-  const damagedAt = whole.some((directory) => !isComplete(layout, directory))
-    ? bytes.length
-    : undefined
+  const damaged = whole.some((directory) => {
+    const mended = trueLength(layout, directory)
+    if (mended !== undefined) patches.push(mended)
+    return mended === undefined && !isComplete(layout, directory)
+  })
+  const damagedAt = damaged ? bytes.length : undefined
   if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
   const sizes = whole.map((directory) => sizeOf(layout, directory))
   requireSizes(sizes, 'pages')
@@ -113,7 +121,7 @@ export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
     removed,
     codedAt:
       numberOf(layout, first, tags.stripOffsets) ?? numberOf(layout, first, tags.tileOffsets) ?? 8,
-    decodable: lab === undefined ? bytes : asRgb(layout, wanted),
+    decodable: patched(layout, lab === undefined ? patches : [...patches, ...asRgb(wanted)]),
     ...(lab === undefined ? {} : { lab }),
     ...(icc === undefined ? {} : { icc }),
     ...(damagedAt === undefined ? {} : { damagedAt }),
@@ -126,15 +134,23 @@ const labForms = new Map<number, LabForm>([
 ])
 
 /** Makes the decoder hand out Lab samples as they are; the pages of one file are of one kind. */
-function asRgb(layout: Layout, directories: readonly Directory[]): Buffer {
-  const bytes = Buffer.from(layout.bytes)
-  for (const { entries } of directories) {
+function asRgb(directories: readonly Directory[]): Patch[] {
+  return directories.flatMap(({ entries }): Patch[] => {
     const entry = entries.get(tags.photometric)
-    if (entry === undefined) continue
-    const little = bytes.toString('latin1', 0, 2) === 'II'
-    bytes.writeUInt16LE(little ? 2 : 0x0200, entry.valueAt)
+    return entry === undefined ? [] : [{ at: entry.valueAt, bytes: 2, value: 2 }]
+  })
+}
+
+function patched({ bytes, little }: Layout, patches: readonly Patch[]): Buffer {
+  if (patches.length === 0) return bytes
+  const copy = Buffer.from(bytes)
+  for (const { at, bytes: width, value } of patches) {
+    const low = width === 8 ? (little ? at : at + 4) : at
+    if (width === 8) copy.fill(0, at, at + 8)
+    if (little) copy.writeUIntLE(value, low, width === 2 ? 2 : 4)
+    else copy.writeUIntBE(value, low, width === 2 ? 2 : 4)
   }
-  return bytes
+  return copy
 }
 
 function layoutOf(bytes: Buffer): Layout {
@@ -156,15 +172,22 @@ function layoutOf(bytes: Buffer): Layout {
     return Number(little ? bytes.readBigUInt64LE(at) : bytes.readBigUInt64BE(at))
   }
   const big = u16(2) === 43
-  return { bytes, big, u16, u32, wide: big ? u64 : u32 }
+  return { bytes, little, big, u16, u32, wide: big ? u64 : u32 }
 }
 
-/** The main chain, in order; what a directory points to as its previews is looked at by its owner. */
-function walk(layout: Layout): Directory[] {
+/**
+ * The main chain, in order; what a directory points to as its previews is looked at by its owner. A chain that
+ * leads back into itself has no more pages, and ends there for the decoder too.
+ */
+function walk(layout: Layout, patches: Patch[]): Directory[] {
   const found: Directory[] = []
   const seen = new Set<number>()
   for (let at = layout.wide(layout.big ? 8 : 4); at !== 0;) {
-    if (seen.has(at)) throw new DamagedPicture(at)
+    const last = found.at(-1)
+    if (last !== undefined && seen.has(at)) {
+      patches.push({ at: last.nextAt, bytes: layout.big ? 8 : 4, value: 0 })
+      break
+    }
     seen.add(at)
     const directory = readDirectory(layout, at)
     found.push(directory)
@@ -198,7 +221,7 @@ function readDirectory(layout: Layout, at: number): Directory {
   const nextAt = start + count * entryBytes
   // Some writers end right behind the last entry.
   const next = nextAt + (big ? 8 : 4) > layout.bytes.length ? 0 : wide(nextAt)
-  return { at, entries, next }
+  return { at, entries, next, nextAt }
 }
 
 /** BYTE, ASCII, SHORT, LONG, RATIONAL, … LONG8, SLONG8, IFD8. */
@@ -243,6 +266,27 @@ function sizeOf(layout: Layout, directory: Directory): Size {
 function isReduced(layout: Layout, directory: Directory): boolean {
   const type = numberOf(layout, directory, tags.subfileType) ?? 0
   return (type & 5) !== 0 || numberOf(layout, directory, tags.oldSubfileType) === 2
+}
+
+/**
+ * A single strip that is not compressed has as many bytes as its rows take; some writers say more, beyond the
+ * end of the file. Fewer than that stay missing.
+ */
+function trueLength(layout: Layout, directory: Directory): Patch | undefined {
+  const { entries } = directory
+  const [offset, said] = [tags.stripOffsets, tags.stripBytes].map((tag) => entries.get(tag))
+  if (offset?.count !== 1 || said?.count !== 1) return undefined
+  if ((numberOf(layout, directory, tags.compression) ?? 1) !== 1) return undefined
+  const at = numberOf(layout, directory, tags.stripOffsets) ?? 0
+  const length = numberOf(layout, directory, tags.stripBytes) ?? 0
+  const { widthPixels, heightPixels } = sizeOf(layout, directory)
+  const samples = numberOf(layout, directory, tags.samples) ?? 1
+  const bits = numberOf(layout, directory, tags.bits) ?? 1
+  const needed = Math.ceil((widthPixels * samples * bits) / 8) * heightPixels
+  const end = layout.bytes.length
+  if (at + length <= end || at + needed > end || ![3, 4, 16].includes(said.type)) return undefined
+  const bytes = said.type === 3 ? 2 : said.type === 4 ? 4 : 8
+  return { at: said.valueAt, bytes, value: needed }
 }
 
 /** Whether all of its strips or tiles lie within the file. */
