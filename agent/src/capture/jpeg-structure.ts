@@ -24,25 +24,31 @@ function isCoding(code: number): boolean {
  * @see ITU-T T.81, Annex B; JFIF 1.02; EXIF 2.32; ICC.1, B.4; CIPA DC-007 (MPO).
  */
 export function readJpeg(bytes: Buffer, options: ReadOptions): PictureFacts {
-  const { segments, damagedAt } = walk(bytes)
-  if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
+  const { segments, cutAt, ...walked } = walk(bytes)
   const frame = segments.find((segment) => isFrame(segment.marker))
   const scans = segments.filter((segment) => segment.marker === marker.sos)
+  // Cut between two scans, a picture decodes without complaint, with less of it than it had.
+  if (scans.length > limits.imageScansMax) throw new TooLargePicture('scans')
+  const hasAll = frame !== undefined && (cutAt === undefined || coversAll(bytes, frame, scans))
+  const damagedAt = walked.damagedAt ?? (hasAll ? undefined : cutAt)
+  if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
   const [firstScan] = scans
   if (frame === undefined || firstScan === undefined) {
     throw new DamagedPicture(damagedAt ?? bytes.length)
   }
-  if (scans.length > limits.imageScansMax) throw new TooLargePicture('scans')
   const removed = new Set<string>()
   const kept: Buffer[] = [Buffer.from([0xff, marker.soi])]
   const profile: { number: number; part: Buffer }[] = []
   let orientation: Orientation | undefined
+  let frameAt = 0
   for (const segment of segments) {
     const content = bytes.subarray(segment.start + 4, segment.end)
     const kind = kindOf(segment.marker, content)
     if (kind === 'jfif') kept.push(plainJfif)
-    else if (kind === 'coding') kept.push(coding(bytes, segment, frame))
-    else if (kind === 'adobe') kept.push(adobe(bytes, segment, frame))
+    else if (kind === 'coding') {
+      if (segment === frame) frameAt = kept.reduce((sum, part) => sum + part.length, 0)
+      kept.push(coding(bytes, segment, frame))
+    } else if (kind === 'adobe') kept.push(adobe(bytes, segment, frame))
     else if (kind !== 'nothing') removed.add(kind)
     if (kind === 'jfif' && content.length > 14) removed.add('thumbnail')
     if (kind === 'icc') profile.push({ number: content[12] ?? 0, part: content.subarray(14) })
@@ -58,6 +64,7 @@ export function readJpeg(bytes: Buffer, options: ReadOptions): PictureFacts {
   const size = sizeOf(bytes, frame)
   requireSizes([size], 'pages')
   const icc = joinProfile(profile)
+  const heightPixels = rowsBeyond(bytes, frame, scans.length)
   return {
     pages: [{ index: 0, orientation: orientation ?? 1, ...size }],
     animated: false,
@@ -66,17 +73,72 @@ export function readJpeg(bytes: Buffer, options: ReadOptions): PictureFacts {
     decodable: Buffer.concat([...kept, endOfImage]),
     ...(icc === undefined ? {} : { icc }),
     ...(damagedAt === undefined ? {} : { damagedAt }),
+    ...(cutAt === undefined ? {} : { cutAt }),
+    ...(heightPixels === undefined ? {} : { beyondLast: { heightAt: frameAt + 5, heightPixels } }),
   }
 }
 
-function walk(bytes: Buffer): { segments: Segment[]; damagedAt?: number } {
+/**
+ * libvips looks for complaints before each strip of eight rows, and so never behind the last one. Where libjpeg
+ * looks ahead for its neighbours, as it does for colours of half the height, or reads all passes before it
+ * begins, it has complained by then.
+ *
+ * @see libvips, `jpeg2vips.c`; libjpeg-turbo, `need_context_rows`.
+ */
+function rowsBeyond(bytes: Buffer, frame: Segment, scans: number): number | undefined {
+  if (frame.marker === 0xc2 || frame.marker === 0xca || scans > 1) return undefined
+  const components = bytes[frame.start + 9] ?? 0
+  const heights = Array.from(
+    { length: components },
+    (_, i) => (bytes[frame.start + 11 + 3 * i] ?? 0) & 15,
+  )
+  const most = Math.max(...heights)
+  if (heights.some((height) => height !== most)) return undefined
+  // A single component's blocks follow one another whatever its factor, and libjpeg takes so many at once.
+  if (components === 1 && most !== 1) return undefined
+  const rowHeight = 8 * most
+  return rowHeight * Math.ceil(bytes.readUInt16BE(frame.start + 5) / rowHeight) + 1
+}
+
+/**
+ * Whether the scans hold every coefficient of every component to its last bit.
+ *
+ * @see ITU-T T.81, B.2.2 (components of a frame) and B.2.3 (Ss, Se, Al); G.1.1 for progressive ones.
+ */
+function coversAll(bytes: Buffer, frame: Segment, scans: readonly Segment[]): boolean {
+  const components = bytes[frame.start + 9] ?? 0
+  const progressive = frame.marker === 0xc2 || frame.marker === 0xca
+  /** For each component, which of the 64 coefficients are whole. */
+  const whole = new Map<number, Set<number>>()
+  for (let i = 0; i < components; i++) {
+    whole.set(bytes[frame.start + 10 + 3 * i] ?? -1, new Set())
+  }
+  for (const { start } of scans) {
+    const count = bytes[start + 4] ?? 0
+    const at = start + 5 + 2 * count
+    const [first = 0, last = 0, bits = 0] = bytes.subarray(at, at + 3)
+    if (progressive && (bits & 15) !== 0) continue
+    for (let i = 0; i < count; i++) {
+      const found = whole.get(bytes[start + 5 + 2 * i] ?? -1)
+      const [from, to] = progressive ? [first, last] : [0, 63]
+      for (let k = from; k <= Math.min(to, 63); k++) found?.add(k)
+    }
+  }
+  return [...whole.values()].every((found) => found.size === 64)
+}
+
+/** `cutAt` where the file ends in coded data, without the marker of its end. */
+function walk(bytes: Buffer): { segments: Segment[]; damagedAt?: number; cutAt?: number } {
   const segments: Segment[] = []
   if (bytes.length < 2 || bytes.readUInt16BE(0) !== 0xffd8) throw new DamagedPicture(0)
   for (let at = 2; ;) {
     // Writers leave padding between segments; decoders look for the next marker, and so do we.
     const start = nextMarker(bytes, at)
     const code = start === undefined ? undefined : bytes[start + 1]
-    if (start === undefined || code === undefined) return { segments, damagedAt: bytes.length }
+    if (start === undefined || code === undefined) {
+      const coded = segments.at(-1)?.marker === marker.sos
+      return { segments, ...(coded ? { cutAt: bytes.length } : { damagedAt: bytes.length }) }
+    }
     if (code === marker.eoi) {
       segments.push({ marker: code, start, end: start + 2 })
       return { segments }

@@ -31,6 +31,16 @@ export type PictureFacts = {
   removed: Set<string>
   /** Where the structure ends too early; only when salvaging. */
   damagedAt?: number
+  /**
+   * Where the file ends without the end that its format asks for. Whether something of the picture is
+   * missing, a decoder has to find out.
+   */
+  cutAt?: number
+  /**
+   * Of a JPEG whose last rows a decoder reads without telling what it missed there: where in `decodable` its
+   * height is written, and one with which there are rows behind them.
+   */
+  beyondLast?: { heightAt: number; heightPixels: number }
   /** Where the coded picture begins: the best that is known when a decoder can't say more. */
   codedAt: number
   /** What the decoder gets: of the file only what is needed for the picture. */

@@ -33,7 +33,7 @@ const kinds = new Map([
  * @see PNG (Third Edition), sections 5 and 11.
  */
 export function readPng(bytes: Buffer, options: ReadOptions): PictureFacts {
-  const { chunks, end, damagedAt } = walk(bytes)
+  const { chunks, end, damagedAt, cutAt } = walk(bytes)
   if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
   const [header] = chunks
   if (header?.name !== 'IHDR' || header.content.length !== 13) throw new DamagedPicture(8)
@@ -52,7 +52,9 @@ export function readPng(bytes: Buffer, options: ReadOptions): PictureFacts {
   }
   if (bytes.length > end) removed.add('trailer')
   const exifChunk = chunks.find(({ name }) => name === 'eXIf')
-  const exif = readExif(exifChunk?.content ?? Buffer.alloc(0))
+  const inText = exifInText(chunks)
+  if (inText !== undefined) removed.add('exif')
+  const exif = readExif(exifChunk?.content ?? inText ?? Buffer.alloc(0))
   if (exif.gps) removed.add('gps')
   if (exif.thumbnail) removed.add('thumbnail')
   const icc = profileOf(chunks)
@@ -65,13 +67,32 @@ export function readPng(bytes: Buffer, options: ReadOptions): PictureFacts {
     codedAt: coded.start,
     decodable: Buffer.concat([
       pngSignature,
-      ...needed.map(({ name, content }) => pngChunk(name, content)),
+      ...needed.map((part) =>
+        pngChunk(part.name, part === coded ? withWholeWindow(part.content) : part.content),
+      ),
       pngChunk('IEND', Buffer.alloc(0)),
     ]),
     ...(icc === undefined ? {} : { icc }),
     ...(colour === undefined ? {} : { colour }),
     ...(damagedAt === undefined ? {} : { damagedAt }),
+    ...(cutAt === undefined ? {} : { cutAt }),
   }
+}
+
+/**
+ * The window that the compressed data ask for, made the largest: some writers name a smaller one than they
+ * used, and then a decoder that believes them finds a distance too far back.
+ *
+ * @see RFC 1950, 2.2: method and window, then flags whose lowest five bits make both divisible by 31.
+ */
+function withWholeWindow(content: Buffer): Buffer {
+  const [method, flags] = content
+  if (method === undefined || flags === undefined) return content
+  if ((method & 15) !== 8 || method >= 0x78 || (method * 256 + flags) % 31 !== 0) return content
+  const whole = Buffer.from(content)
+  const kept = flags & 0xe0
+  whole.set([0x78, kept + 31 - ((0x7800 + kept) % 31)])
+  return whole
 }
 
 /** One chunk with its length and checksum. */
@@ -84,18 +105,27 @@ export function pngChunk(name: string, content: Buffer): Buffer {
   return chunk
 }
 
-function walk(bytes: Buffer): { chunks: Chunk[]; end: number; damagedAt?: number } {
+type Walked = { chunks: Chunk[]; end: number; damagedAt?: number; cutAt?: number }
+
+function walk(bytes: Buffer): Walked {
   const chunks: Chunk[] = []
   if (!bytes.subarray(0, 8).equals(pngSignature)) throw new DamagedPicture(0)
+  // Whether the picture data before it are all of them, the decoder knows: they have an end of their own.
+  const cut = (): Walked => {
+    const at = bytes.length
+    const begun = chunks.some(({ name }) => name === 'IDAT')
+    return { chunks, end: at, ...(begun ? { cutAt: at } : { damagedAt: at }) }
+  }
   for (let at = 8; ;) {
-    if (at + 12 > bytes.length) return { chunks, end: bytes.length, damagedAt: bytes.length }
+    if (at + 12 > bytes.length) return cut()
     const name = bytes.toString('latin1', at + 4, at + 8)
     if (!/^[A-Za-z]{4}$/.test(name)) return { chunks, end: at, damagedAt: at }
     const end = at + 12 + bytes.readUInt32BE(at)
     if (end > bytes.length) {
       // What is there of the picture may still be decoded.
-      if (name === 'IDAT') chunks.push({ name, start: at, content: bytes.subarray(at + 8) })
-      return { chunks, end: bytes.length, damagedAt: bytes.length }
+      const content = bytes.subarray(at + 8, end - 4)
+      if (name === 'IDAT') chunks.push({ name, start: at, content })
+      return cut()
     }
     const content = bytes.subarray(at + 8, end - 4)
     // Only what goes to the decoder has to be whole: the rest is dropped unread.
@@ -128,6 +158,40 @@ function kindOf(name: string, content: Buffer): string {
   if (name === 'iTXt' && content.toString('latin1', 0, 18) === 'XML:com.adobe.xmp\0') return 'xmp'
   return kinds.get(name) ?? 'other'
 }
+
+/**
+ * EXIF as ImageMagick and what follows it write it: in hexadecimal, as a text.
+ *
+ * @see ExifTool, "PNG TextualData Tags": `Raw profile type exif` and `APP1`, compressed or not.
+ */
+function exifInText(chunks: readonly Chunk[]): Buffer | undefined {
+  for (const { name, content } of chunks) {
+    if (name !== 'tEXt' && name !== 'zTXt') continue
+    const keyword = content.toString('latin1', 0, 30)
+    const profile = /^Raw profile type (?:exif|APP1)\0/.exec(keyword)?.[0]
+    if (profile === undefined) continue
+    const text = name === 'tEXt' ? content.subarray(profile.length) : unpacked(content, profile)
+    const head = /^\s*(?:exif|APP1)\s+\d+\s/.exec(text.toString('latin1'))?.[0]
+    if (head === undefined) continue
+    const hex = text.toString('latin1', head.length).replaceAll(/\s/g, '')
+    const exif = Buffer.from(hex, 'hex')
+    if (exif.toString('latin1', 0, 6) === 'Exif\0\0') return exif
+  }
+  return undefined
+}
+
+/** A text that does not unpack to something small says nothing. */
+function unpacked(content: Buffer, keyword: string): Buffer {
+  try {
+    const packed = content.subarray(keyword.length + 1)
+    return inflateSync(packed, { maxOutputLength: 4 * textBytesMax })
+  } catch {
+    return Buffer.alloc(0)
+  }
+}
+
+/** A block of EXIF in a JPEG has at most this many bytes; two digits and some white space each. */
+const textBytesMax = 64 * 1024
 
 /** @throws TooLargePicture when it unpacks to more than metadata may. */
 function profileOf(chunks: readonly Chunk[]): Buffer | undefined {

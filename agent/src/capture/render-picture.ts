@@ -160,6 +160,49 @@ function coloursOf(facts: PictureFacts, profile: ImageProfile): Colours {
   return known !== undefined && profile.gamut === 'as-is' ? { keep: known } : { icc: written }
 }
 
+/**
+ * Decodes a JPEG up to rows that are not there, so that its decoder says what it missed in the last ones that
+ * are.
+ *
+ * @throws DamagedPicture.
+ */
+async function proveLastRows(facts: PictureFacts): Promise<void> {
+  const { beyondLast, decodable, pages } = facts
+  const [page] = pages
+  if (beyondLast === undefined || page === undefined) return
+  const { heightAt, heightPixels } = beyondLast
+  const input = { bytes: decodable, loader: loaders.jpeg }
+  const settings = { ...inputOptions(input.loader, { salvage: false }), ignoreIcc: true }
+  decodable.writeUInt16BE(heightPixels, heightAt)
+  try {
+    await decoding(input, facts, () =>
+      open(input, settings)
+        .extract({ left: 0, top: heightPixels - 1, width: 1, height: 1 })
+        .raw()
+        .toBuffer(),
+    )
+  } finally {
+    decodable.writeUInt16BE(page.heightPixels, heightAt)
+  }
+}
+
+/**
+ * Does the work strictly. Where something is amiss and that is allowed, it is done again with what there is,
+ * and the result says so.
+ */
+async function salvaging(
+  options: RenderOptions,
+  work: (options: RenderOptions) => Promise<Rendered>,
+): Promise<Rendered> {
+  if (!options.salvage) return work(options)
+  try {
+    return await work({ ...options, salvage: false })
+  } catch (error) {
+    if (!(error instanceof DamagedPicture)) throw error
+    return { ...(await work(options)), partial: true }
+  }
+}
+
 function sharpPicture(facts: PictureFacts, loader: string, options: RenderOptions): ReadPicture {
   return {
     facts,
@@ -168,8 +211,10 @@ function sharpPicture(facts: PictureFacts, loader: string, options: RenderOption
       const input = { bytes: withColours(facts, loader, colours), loader }
       if (colours.hdr !== undefined) {
         for (const { index } of facts.pages) {
-          const plain = await decodePlain(input, { index, count: 1, facts, options, deep: true })
-          yield await renderPlain(plain, facts, options)
+          yield await salvaging(options, async (how) => {
+            const wanted = { index, count: 1, facts, options: how, deep: true }
+            return renderPlain(await decodePlain(input, wanted), facts, how)
+          })
         }
         return
       }
@@ -182,7 +227,10 @@ function sharpPicture(facts: PictureFacts, loader: string, options: RenderOption
         return
       }
       for (const page of facts.pages) {
-        yield await render(input, { page, facts, colours, options })
+        yield await salvaging(options, async (how) => {
+          if (!how.salvage) await proveLastRows(facts)
+          return render(input, { page, facts, colours, options: how })
+        })
       }
     },
   }
@@ -205,11 +253,13 @@ async function* renderLab(
   // What profile there is has been for other viewers: Lab needs none.
   const { icc: _, ...bare } = facts
   for (const page of facts.pages) {
-    const settings = inputOptions(loaders.tiff, options)
-    const { depth } = await decoding(input, facts, () => open(input, settings).metadata())
-    const wanted = { index: page.index, count: 1, facts, options, deep: depth === 'ushort' }
-    const samples = await decodePlain(input, wanted)
-    yield await renderPlain(labToRgb(samples, options.lab), { ...bare, pages: [page] }, options)
+    yield await salvaging(options, async (how) => {
+      const settings = inputOptions(loaders.tiff, how)
+      const { depth } = await decoding(input, facts, () => open(input, settings).metadata())
+      const wanted = { index: page.index, count: 1, facts, options: how, deep: depth === 'ushort' }
+      const samples = await decodePlain(input, wanted)
+      return renderPlain(labToRgb(samples, options.lab), { ...bare, pages: [page] }, how)
+    })
   }
 }
 
@@ -222,16 +272,29 @@ async function* renderFrames(
   const [first] = facts.pages
   if (first === undefined) return
   const batch = Math.max(1, Math.floor(framesPixelsMax / (first.widthPixels * first.heightPixels)))
+  const decode = async (
+    index: number,
+    count: number,
+  ): Promise<PlainPicture & { partial?: true }> => {
+    const wanted = { index, count, facts, deep: false }
+    try {
+      return await decodePlain(input, { ...wanted, options: { ...options, salvage: false } })
+    } catch (error) {
+      if (!options.salvage || !(error instanceof DamagedPicture)) throw error
+      return { ...(await decodePlain(input, { ...wanted, options })), partial: true }
+    }
+  }
   for (let index = 0; index < facts.pages.length; index += batch) {
     const count = Math.min(batch, facts.pages.length - index)
-    const all = await decodePlain(input, { index, count, facts, options, deep: false })
+    const { partial, ...all } = await decode(index, count)
     const frameBytes = all.samples.length / count
     for (let i = 0; i < count; i++) {
       const samples = all.samples.subarray(i * frameBytes, (i + 1) * frameBytes)
       const frame = { ...all, heightPixels: all.heightPixels / count, samples }
       // Their colours have been converted already.
       const { icc: _, colour: __, ...bare } = facts
-      yield await renderPlain(frame, { ...bare, pages: [first] }, options)
+      const rendered = await renderPlain(frame, { ...bare, pages: [first] }, options)
+      yield partial === undefined ? rendered : { ...rendered, partial }
     }
   }
 }
@@ -467,7 +530,7 @@ async function decoding<T>(input: Input, facts: PictureFacts, work: () => Promis
       throw new UnsupportedPicture('compression')
     }
     if (isOutOfMemory(error.message, facts)) throw new TooLargePicture('memory')
-    throw new DamagedPicture(facts.codedAt)
+    throw new DamagedPicture(facts.cutAt ?? facts.codedAt)
   }
 }
 

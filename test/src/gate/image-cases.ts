@@ -7,10 +7,12 @@ import { jpegCases } from './jpeg-cases.ts'
 import { pngCases } from './png-cases.ts'
 import { tiffAndBmpCases } from './tiff-and-bmp-cases.ts'
 import { webCases } from './web-cases.ts'
+import { wornPictureCases } from './worn-picture-cases.ts'
 
 export const imageCases: readonly GateCase[] = [
   ...jpegCases,
   ...pngCases,
+  ...wornPictureCases,
   ...webCases,
   ...tiffAndBmpCases,
   ...heicCases,
