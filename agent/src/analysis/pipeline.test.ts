@@ -25,6 +25,7 @@ import { openJournal, type Journal, type LeaseRecord } from '../journal.ts'
 import { createPurges } from '../purge.ts'
 import { detectIsolation } from '../sandbox.ts'
 import type { AnalyserConfig } from './analyser.ts'
+import type { AnalysisEvents } from './analysis-parts.ts'
 import {
   digestScript,
   makeJob,
@@ -35,7 +36,7 @@ import {
   type TestJob,
 } from './lease.test-job.ts'
 import { isMounted, mountMedia } from './media-mount.ts'
-import { createAnalysis, type Analysis, type AnalysisEvents } from './pipeline.ts'
+import { createAnalysis, type Analysis } from './pipeline.ts'
 import { makeTraces, tracesOf } from './wipe.ts'
 
 const isolation: IsolationLevel = await detectIsolation().catch(() => 'none' as const)

@@ -1,5 +1,5 @@
 /** Turns a failure into what may be said about it to others: expected ones as they are, the rest without words. */
-import { isSluiceError } from '@sluice/protocol/errors'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import type { Problem } from '@sluice/protocol/messages'
 import { problemOf } from '../problem.ts'
 
@@ -21,4 +21,9 @@ export function asProblem(error: unknown): Problem {
     hint: 'This is a fault of Sluice itself; please report it with the agent’s version.',
     retry: 'never',
   }
+}
+
+/** Somebody else may hold the job by now, or nobody. */
+export function lostLease(message: string): SluiceError {
+  return new SluiceError('lease.stale', message, { retry: 'later' })
 }
