@@ -34,6 +34,9 @@ const encodings = new Map<string, { encoding: PcmFacts['encoding']; bigEndian: b
 ])
 
 /**
+ * Finds the format and the samples. What the chunk of the samples says of itself decides how much there
+ * is: the size of the whole is often wrong, and says nothing about them. Behind them nothing is needed.
+ *
  * @throws SluiceError `media.corrupt` with the byte, `media.unsupported` for compressed samples.
  * @see Apple, "Audio Interchange File Format AIFF-C", draft 8/26/91.
  */
@@ -41,53 +44,60 @@ export async function readAiff(source: Readable, options: ReadOptions = {}): Pro
   if (source.bytes < 12) throw corruptMedium('sound', { byte: source.bytes })
   const head = await source.read(0, 12)
   const compressed = head.toString('latin1', 8, 12) === 'AIFC'
-  const end = Math.min(8 + head.readUInt32BE(4), source.bytes)
-  if (8 + head.readUInt32BE(4) > source.bytes && options.salvage !== true) {
-    throw corruptMedium('sound', { byte: source.bytes })
-  }
+  const formEnd = 8 + head.readUInt32BE(4)
   const removed = new Set<string>()
-  if (end + (end % 2) < source.bytes) removed.add('trailer')
   let format: ReturnType<typeof readComm> | undefined
-  let data: { offset: number; bytes: number } | undefined
+  let data: { offset: number; bytes: number; cut: boolean; padded: boolean } | undefined
   let count = 0
-  for (let at = 12; at + 8 <= end;) {
+  let at = 12
+  while (at + 8 <= source.bytes) {
+    const whole = format !== undefined && data !== undefined
+    if (whole && at >= formEnd) break
     if (++count > chunksMax) throw corruptMedium('sound', { byte: at })
     const header = await source.read(at, 8)
     const name = header.toString('latin1', 0, 4)
     const bytes = header.readUInt32BE(4)
-    const within = Math.min(bytes, end - at - 8)
-    if (within < bytes && !(options.salvage === true && name === 'SSND')) {
-      throw corruptMedium('sound', { byte: at })
-    }
+    const within = Math.min(bytes, source.bytes - at - 8)
     if (name === 'COMM') {
-      if (format !== undefined || bytes < 18 || bytes > 4096) {
+      if (format !== undefined || within < bytes || bytes < 18 || bytes > 4096) {
         throw corruptMedium('sound', { byte: at })
       }
       format = readComm(await source.read(at + 8, bytes), compressed)
     } else if (name === 'SSND') {
       if (data !== undefined || within < 8) throw corruptMedium('sound', { byte: at })
-      const offset = (await source.read(at + 8, 4)).readUInt32BE(0)
+      if (within < bytes && options.salvage !== true) {
+        throw corruptMedium('sound', { byte: source.bytes })
+      }
+      const fields = await source.read(at + 8, 8)
+      const offset = fields.readUInt32BE(0)
       if (8 + offset > within) throw corruptMedium('sound', { byte: at })
-      data = { offset: at + 16 + offset, bytes: within - 8 - offset }
+      const padded = fields.readUInt32BE(4) !== 0
+      const sound = { offset: at + 16 + offset, bytes: within - 8 - offset }
+      data = { ...sound, cut: within < bytes, padded }
+    } else if (within < bytes) {
+      if (whole) break
+      throw corruptMedium('sound', { byte: at })
     } else if (name !== 'FVER') {
       removed.add(chunkKinds.get(name) ?? 'other')
     }
     at += 8 + bytes + (bytes % 2)
   }
-  if (format === undefined || data === undefined) throw corruptMedium('sound', { byte: end })
+  if (at < source.bytes) removed.add('trailer')
+  if (format === undefined || data === undefined) {
+    throw corruptMedium('sound', { byte: Math.min(at, source.bytes) })
+  }
   const { samples, ...facts } = format
   const frameBytes = (facts.channels * facts.bitsPerSample) / 8
-  const expected = samples * frameBytes
-  if (data.bytes < expected && options.salvage !== true) {
-    throw corruptMedium('sound', { byte: data.offset + data.bytes })
-  }
-  const dataBytes = Math.min(expected, data.bytes - (data.bytes % frameBytes))
-  if (dataBytes === 0) throw corruptMedium('sound', { byte: data.offset })
+  // Programs that cut or join forget the count; blocks may be filled up behind the last sample.
+  const room = data.padded ? Math.min(data.bytes, samples * frameBytes) : data.bytes
+  const odd = room % frameBytes
+  if (room - odd === 0) throw corruptMedium('sound', { byte: data.offset })
+  if (odd > 0) removed.add('cut-frame')
   return {
     ...facts,
     dataOffset: data.offset,
-    dataBytes,
-    partial: dataBytes < expected,
+    dataBytes: room - odd,
+    partial: data.cut,
     removed: [...removed].toSorted(),
   }
 }
@@ -97,7 +107,10 @@ function readComm(common: Buffer, compressed: boolean) {
   const samples = common.readUInt32BE(2)
   const name = compressed && common.length >= 22 ? common.toString('latin1', 18, 22) : 'NONE'
   const found = encodings.get(name)
-  if (found === undefined) throw unsupportedMedium('sound', 'compressed sound in an AIFF file')
+  if (found === undefined) {
+    const printed = name.replaceAll(/[^ -~]/g, '?')
+    throw unsupportedMedium('sound', `an AIFF file of compressed sound (${printed})`)
+  }
   const { encoding, bigEndian } = found
   // Fewer significant bits than a whole number of bytes are padded with zeros.
   const said = common.readUInt16BE(6)

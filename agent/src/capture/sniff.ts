@@ -72,7 +72,7 @@ function sniffHead(head: Buffer): Found | undefined {
   if (/^GIF8[79]a$/.test(text(head, 0, 6))) return accepted('gif')
   if (isTiff(head)) return accepted('tiff')
   if (isBmp(head)) return accepted('bmp')
-  if (['RIFF', 'RF64', 'BW64'].includes(text(head, 0, 4))) return sniffRiff(head)
+  if (['RIFF', 'RF64', 'BW64', 'RIFX'].includes(text(head, 0, 4))) return sniffRiff(head)
   if (text(head, 0, 4) === 'FORM') return sniffForm(head)
   if (starts(head, '1a45dfa3')) return sniffMatroska(head)
   if (text(head, 0, 4) === 'OggS') return accepted('ogg')

@@ -110,9 +110,13 @@ function pcmInput(source: Source, pcm: PcmFacts): SoundInput {
   }
 }
 
+/** ffmpeg's decoders of what `wav-structure.ts` lets through. */
+const codedWavDecoders =
+  'adpcm_ms,adpcm_ima_wav,adpcm_yamaha,truespeech,gsm_ms,libgsm_ms,g723_1,g726,mp2,mp2float,mp3,mp3float,g722'
+
 function codedInput(source: Source, wav: CodedWavFacts): SoundInput {
   return {
-    args: demuxer('wav', 'adpcm_ms,adpcm_ima_wav,gsm_ms,libgsm_ms,adpcm_g726,mp3,mp3float'),
+    args: demuxer('wav', codedWavDecoders),
     async *bytes() {
       yield codedWavHead(wav)
       yield* source.stream(wav.dataOffset, wav.dataOffset + wav.dataBytes)

@@ -44,12 +44,33 @@ const chunkKinds = new Map([
 const silent = new Set(['fact', 'PEAK', 'JUNK', 'junk', 'FLLR', 'PAD ', 'ds64', 'pad '])
 
 /** Codecs of WAV that voice recorders and telephone systems use, and that ffmpeg opens. */
-const codedTags = new Set([0x02, 0x11, 0x31, 0x45, 0x55])
+const codedTags = new Set([
+  ...[0x02, 0x11, 0x20, 0x22, 0x31, 0x32, 0x42, 0x45, 0x50, 0x55, 0x64, 0x28f],
+])
+
+/** Names of others, for whoever sent them. */
+const foreignTags = new Map([
+  [0x0a, 'Windows Media Voice'],
+  [0xff, 'AAC'],
+  [0x130, 'ACELP'],
+  [0x160, 'Windows Media Audio'],
+  [0x161, 'Windows Media Audio'],
+  [0x162, 'Windows Media Audio'],
+  [0x163, 'Windows Media Audio'],
+  [0x270, 'ATRAC3'],
+  [0x1600, 'AAC'],
+  [0x1602, 'AAC'],
+  [0x2000, 'AC-3'],
+  [0x2001, 'DTS'],
+])
 
 /**
- * @throws SluiceError `media.corrupt` with the byte when chunks do not fit the file, or the data end
- *   inside a sample; `media.unsupported` for codecs that are not opened.
- * @see Microsoft, "Multimedia Programming Interface and Data Specifications 1.0",
+ * Finds the format and the samples. What the data chunk says of itself decides how much there is: the
+ * size of the whole is often wrong, and says nothing about the samples. Behind them nothing is needed.
+ *
+ * @throws SluiceError `media.corrupt` with the byte when chunks do not fit the file; `media.unsupported`
+ *   for codecs that are not opened.
+ * @see Microsoft, "Multimedia Programming Interface and Data Specifications 1.0" (also RIFX),
  *   WAVEFORMATEXTENSIBLE; EBU Tech 3306 (RF64), ITU-R BS.2088 (BW64).
  */
 export async function readWav(
@@ -58,57 +79,93 @@ export async function readWav(
 ): Promise<PcmFacts | CodedWavFacts> {
   if (source.bytes < 12) throw corruptMedium('sound', { byte: source.bytes })
   const head = await source.read(0, 12)
-  const long = head.toString('latin1', 0, 4) !== 'RIFF'
-  const salvage = options.salvage === true
-  const said = head.readUInt32LE(4)
-  // A program that writes to a pipe cannot go back to say how much it wrote.
-  const streamed = !long && said === 0xffffffff
-  const sizes = long ? await readLongSizes(source) : { riff: said, data: undefined }
-  const open = streamed || (salvage && 8 + sizes.riff > source.bytes) || (salvage && said === 0)
-  const end = open ? source.bytes : 8 + sizes.riff
-  // Data that go on behind the declared end are not sound; an end behind the file is a loss.
-  if (end > source.bytes) throw corruptMedium('sound', { byte: source.bytes })
+  const magic = head.toString('latin1', 0, 4)
+  const bigEndian = magic === 'RIFX'
+  const read32 = (bytes: Buffer, at: number) =>
+    bigEndian ? bytes.readUInt32BE(at) : bytes.readUInt32LE(at)
+  const long = magic === 'RF64' || magic === 'BW64'
+  const sizes = long ? await readLongSizes(source) : { riff: read32(head, 4), data: 0 }
+  const riffEnd = 8 + sizes.riff
   const removed = new Set<string>()
-  if (end + (end % 2) < source.bytes) removed.add('trailer')
   let format: Format | undefined
   let data: { offset: number; bytes: number; cut: boolean } | undefined
   let count = 0
-  for (let at = 12; at + 8 <= end;) {
+  let at = 12
+  while (at + 8 <= source.bytes) {
+    const whole = format !== undefined && data !== undefined
+    if (whole && at >= riffEnd) break
     if (++count > chunksMax) throw corruptMedium('sound', { byte: at })
     const header = await source.read(at, 8)
     const name = header.toString('latin1', 0, 4)
-    const size = header.readUInt32LE(4)
-    const left = end - at - 8
-    const declared = name === 'data' && size === 0xffffffff ? (sizes.data ?? left) : size
-    const unknown = name === 'data' && open && (declared > left || declared === 0)
-    const bytes = unknown ? left : declared
-    if (bytes > left) throw corruptMedium('sound', { byte: at })
+    const left = source.bytes - at - 8
+    const size = read32(header, 4)
+    let bytes = size
     if (name === 'fmt ') {
-      if (format !== undefined || bytes < 16 || bytes > 4096) {
+      if (format !== undefined || bytes < 16 || bytes > Math.min(4096, left)) {
         throw corruptMedium('sound', { byte: at })
       }
-      format = readFormat(await source.read(at + 8, bytes))
+      const plain = await source.read(at + 8, bytes)
+      format = readFormat(bigEndian ? withSwappedFields(plain) : plain)
     } else if (name === 'data') {
       if (data !== undefined) throw corruptMedium('sound', { byte: at })
-      data = { offset: at + 8, bytes, cut: unknown && !streamed }
+      const told = long && size === 0xffffffff ? sizes.data : size
+      const open = isOpen(told, { at, riffEnd, left })
+      if (!open && told > left && options.salvage !== true) {
+        throw corruptMedium('sound', { byte: source.bytes })
+      }
+      bytes = open ? left : Math.min(told, left)
+      data = { offset: at + 8, bytes, cut: !open && told > left }
+    } else if (bytes > left) {
+      if (whole) break
+      throw corruptMedium('sound', { byte: at })
     } else if (!silent.has(name)) {
       removed.add(chunkKinds.get(name) ?? 'other')
     }
-    at += 8 + bytes + (bytes % 2)
+    at += 8 + bytes + (await paddingBytes(source, at + 8 + bytes, bytes))
   }
-  if (format === undefined || data === undefined) throw corruptMedium('sound', { byte: end })
+  if (at < source.bytes) removed.add('trailer')
+  if (format === undefined || data === undefined) {
+    throw corruptMedium('sound', { byte: Math.min(at, source.bytes) })
+  }
   const { frameBytes, ...facts } = format
-  const odd = data.bytes % frameBytes
-  if (data.bytes === 0 || (odd !== 0 && !salvage && !streamed && facts.encoding !== 'coded')) {
-    throw corruptMedium('sound', { byte: data.offset + data.bytes })
-  }
-  return {
-    ...facts,
+  const odd = facts.encoding === 'coded' ? 0 : data.bytes % frameBytes
+  if (data.bytes - odd === 0) throw corruptMedium('sound', { byte: data.offset + data.bytes })
+  if (odd > 0) removed.add('cut-frame')
+  const found = {
     dataOffset: data.offset,
-    dataBytes: facts.encoding === 'coded' ? data.bytes : data.bytes - odd,
-    partial: data.cut || (odd !== 0 && salvage),
+    dataBytes: data.bytes - odd,
+    partial: data.cut,
     removed: [...removed].toSorted(),
   }
+  if (facts.encoding === 'coded') return { ...facts, ...found }
+  return { ...facts, ...found, bigEndian: bigEndian && facts.bitsPerSample > 8 }
+}
+
+/**
+ * What programs put in place of a size that they do not know yet: a pipe cannot be gone back in, and a
+ * recorder without power never came to it. 0x7ffff000 is of sox and eSpeak, 0x80000000 of arecord.
+ */
+const openSizes = new Set([0x7fffffff, 0x7ffff000, 0x80000000])
+
+/** Whether the samples go on to the end of the file, as nobody came to say how many they are. */
+function isOpen(told: number, file: { at: number; riffEnd: number; left: number }): boolean {
+  const { at, riffEnd, left } = file
+  if (told === 0xffffffff) return true
+  // Nothing, while the whole is said to be larger, is nothing indeed.
+  if (told === 0) return left > 0 && riffEnd <= at + 8
+  return told > left && openSizes.has(told) && riffEnd >= told && riffEnd <= told + at + 4096
+}
+
+/**
+ * Chunks begin at even places. Some programs forget that: then the next one's name, of four letters
+ * and digits, lies where the padding should be.
+ */
+async function paddingBytes(source: Readable, end: number, bytes: number): Promise<number> {
+  if (bytes % 2 === 0) return 0
+  if (end + 5 > source.bytes) return Math.min(1, Math.max(0, source.bytes - end))
+  const next = (await source.read(end, 5)).toString('latin1')
+  const isName = (text: string) => /^[ -~]{4}$/.test(text)
+  return isName(next.slice(0, 4)) && !isName(next.slice(1)) ? 0 : 1
 }
 
 /** The chunk `ds64` comes first and holds what 32 bits cannot. */
@@ -129,24 +186,43 @@ type Format = {
   | Pick<CodedWavFacts, 'encoding' | 'format'>
 )
 
+/** The format of a RIFX as a RIFF has it: fields of two bytes, but for two of four. */
+function withSwappedFields(format: Buffer): Buffer {
+  const swapped = Buffer.from(format.subarray(0, format.length & ~1)).swap16()
+  for (const at of [4, 8, 20]) {
+    if (at + 4 <= format.length) swapped.writeUInt32LE(format.readUInt32BE(at), at)
+  }
+  return swapped
+}
+
 function readFormat(format: Buffer): Format {
   const tag = format.readUInt16LE(0)
   // The first two bytes of an extensible format's GUID are the tag it stands for.
   const real = tag === 0xfffe && format.length >= 40 ? format.readUInt16LE(24) : tag
   const channels = format.readUInt16LE(2)
   const sampleRateHz = format.readUInt32LE(4)
+  const bytesPerSecond = format.readUInt32LE(8)
   const frameBytes = format.readUInt16LE(12)
-  const bitsPerSample = format.readUInt16LE(14)
-  if (channels === 0 || sampleRateHz === 0 || frameBytes === 0) {
-    throw corruptMedium('sound', { byte: 12 })
+  const saidBits = format.readUInt16LE(14)
+  if (channels === 0 || sampleRateHz === 0) throw corruptMedium('sound', { byte: 12 })
+  if (codedTags.has(real)) {
+    if (frameBytes === 0) throw corruptMedium('sound', { byte: 12 })
+    const facts = { frameBytes, bitsPerSample: saidBits, channels, sampleRateHz }
+    return { ...facts, encoding: 'coded', format: Buffer.from(format) }
   }
-  const facts = { frameBytes, bitsPerSample, channels, sampleRateHz }
-  if (codedTags.has(real)) return { ...facts, encoding: 'coded', format: Buffer.from(format) }
+  // Samples of fewer bits lie at the upper end of whole bytes, and zeros below.
+  const bitsPerSample = Math.ceil(saidBits / 8) * 8
   const encoding = plainEncoding(real, bitsPerSample)
   if (encoding === undefined) {
-    throw unsupportedMedium('sound', 'compressed sound of a rare kind in a WAV file')
+    const name = foreignTags.get(real) ?? `coded in a rare way (0x${real.toString(16)})`
+    throw unsupportedMedium('sound', `a WAV file of sound ${name}`)
   }
-  if (frameBytes !== (channels * bitsPerSample) / 8) throw corruptMedium('sound', { byte: 12 })
+  const realBytes = (channels * bitsPerSample) / 8
+  // One of the two fields that follow from the others is sometimes wrong.
+  if (frameBytes !== realBytes && bytesPerSecond !== realBytes * sampleRateHz) {
+    throw corruptMedium('sound', { byte: 12 })
+  }
+  const facts = { frameBytes: realBytes, bitsPerSample, channels, sampleRateHz }
   return { ...facts, encoding, bigEndian: false, signed: false }
 }
 

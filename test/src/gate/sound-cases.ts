@@ -16,6 +16,7 @@ import {
   intoIndex,
   makeCover,
   noise,
+  run,
   tags,
   tone,
 } from './make-films.ts'
@@ -397,8 +398,167 @@ const stripped: GateCase[] = [
   },
 ]
 
-const cut = (part: number) => (bytes: Buffer) => bytes.subarray(0, Math.floor(bytes.length * part))
 const corrupt = (says: RegExp) => ({ code: 'media.corrupt' as const, says })
+
+/** Writes both sizes of a WAV, of the whole and of its samples, whose form has 16 bytes. */
+const sized = (riff: number, data: number) => (bytes: Buffer) => {
+  bytes.writeUInt32LE(riff, 4)
+  bytes.writeUInt32LE(data, bytes.indexOf('data') + 4)
+  return bytes
+}
+
+/** Samples are all there; what is wrong is what somebody said around them. */
+const oddSizes: GateCase[] = [
+  ...(
+    [
+      ['of a recorder that lost its power', 0, 0],
+      ['of a program that never came back to its head', 36, 0],
+      ['that sox wrote to a pipe', 0x7ffff024, 0x7ffff000],
+      ['that arecord wrote to a pipe', 0x80000024, 0x80000000],
+      ['whose whole is unknown, and whose samples are too', 0, 0xffffffff],
+    ] as const
+  ).map(([name, riff, data]): GateCase => ({
+    name: `a WAV ${name}`,
+    needs,
+    make: changed(bareWav, sized(riff, data)),
+    leaves: flac,
+    equal: exact('s16le'),
+  })),
+  ...[0, 1000, 192_000 + 28, 192_000 + 44, 0xffffffff].map((riff): GateCase => ({
+    name: `a WAV that says it had ${riff} bytes in all`,
+    needs,
+    make: changed(bareWav, sized(riff, 192_000)),
+    leaves: flac,
+    equal: exact('s16le'),
+  })),
+  {
+    name: 'a WAV that lacks the end of what it says of its samples',
+    needs,
+    make: changed(bareWav, (bytes) => sized(36 + 192_400, 192_400)(bytes)),
+    refused: corrupt(/ at byte 192044/),
+  },
+  {
+    name: 'a WAV of no samples, and with something behind',
+    needs,
+    make: changed(bareWav, sized(4000, 0)),
+    refused: corrupt(/ at byte 44/),
+  },
+  {
+    name: 'a WAV whose last sample is not whole',
+    needs,
+    make: changed(bareWav, (bytes) => sized(36 + 191_998, 191_998)(bytes.subarray(0, -2))),
+    leaves: flac,
+    removed: ['cut-frame'],
+    equal: lasting(1000, 1),
+  },
+  {
+    name: 'a WAV whose texts are cut behind its samples',
+    needs,
+    make: changed(bareWav, (bytes) =>
+      Buffer.concat([bytes, chunk('LIST', `INFO${'canary-list'.repeat(20)}`).subarray(0, 90)]),
+    ),
+    leaves: flac,
+    gone: ['canary-list'],
+    removed: ['trailer'],
+    equal: exact('s16le'),
+  },
+  {
+    name: 'a WAV whose chunks do not begin at even places',
+    needs,
+    make: changed(bareWav, (bytes) => {
+      const text = chunk('LIST', 'INFOcanary-text').subarray(0, -1)
+      return Buffer.concat([bytes.subarray(0, 12), text, bytes.subarray(12)])
+    }),
+    leaves: flac,
+    gone: ['canary-text'],
+    removed: ['text'],
+    equal: lasting(1000, 0),
+  },
+  {
+    name: 'an RF64 of a recorder that lost its power',
+    needs,
+    make: changed(film(...noise, '-rf64', 'always', '-bitexact', 'a.wav'), (bytes) =>
+      bytes.fill(0, 20, 44),
+    ),
+    leaves: flac,
+    equal: lasting(1000, 0),
+  },
+  {
+    name: 'a RIFX, whose numbers are the other way round',
+    needs,
+    make: changed(bareWav, (bytes) => {
+      const swapped = Buffer.from(bytes)
+      swapped.write('RIFX')
+      for (const at of [4, 16, 24, 28, 40]) swapped.writeUInt32BE(bytes.readUInt32LE(at), at)
+      for (const at of [20, 22, 32, 34]) swapped.writeUInt16BE(bytes.readUInt16LE(at), at)
+      swapped.subarray(44).swap16()
+      return swapped
+    }),
+    leaves: flac,
+    equal: ([sound]) => {
+      const folder = mkdtempSync(join(tmpdir(), 'gate-sound-'))
+      try {
+        const raw = ['-f', 's16le', '-c:a', 'pcm_s16le']
+        const before = run([...noise, '-bitexact', ...raw, 'pipe:1'])
+        assert.ok(sound && decoded(sound.bytes, folder, ...raw).equals(before))
+      } finally {
+        rmSync(folder, { recursive: true })
+      }
+    },
+  },
+  {
+    name: 'a WAV of 20 bits in three bytes',
+    needs,
+    make: changed(film(...noise, '-c:a', 'pcm_s24le', '-bitexact', 'a.wav'), (bytes) => {
+      // An extensible format before, a plain one now, with its samples where they were.
+      const form = Buffer.from(bytes.subarray(20, 36))
+      form.writeUInt16LE(1, 0)
+      form.writeUInt16LE(20, 14)
+      const data = bytes.subarray(bytes.indexOf('data'))
+      const head = Buffer.from('RIFF\0\0\0\0WAVE', 'latin1')
+      head.writeUInt32LE(4 + 24 + data.length, 4)
+      return Buffer.concat([head, chunk('fmt ', form), data])
+    }),
+    leaves: flac,
+    equal: lasting(1000, 0),
+  },
+  {
+    name: 'a WAV of G.726, as recorders of calls write it',
+    needs,
+    make: film(...tone, '-ar', '8000', '-ac', '1', '-c:a', 'g726', 'a.wav'),
+    leaves: flac,
+    equal: lasting(2000),
+  },
+  {
+    name: 'a WAV of G.722',
+    needs,
+    make: film(...tone, '-ar', '16000', '-ac', '1', '-c:a', 'g722', 'a.wav'),
+    leaves: flac,
+    equal: lasting(2000),
+  },
+  {
+    name: 'an AIFF that says its whole file is its form',
+    needs,
+    make: changed(film(...noise, '-c:a', 'pcm_s16be', 'a.aiff'), (bytes) => {
+      bytes.writeUInt32BE(bytes.length, 4)
+      return bytes
+    }),
+    leaves: flac,
+    equal: exact('s16le'),
+  },
+  {
+    name: 'an AIFF that counts fewer samples than it has',
+    needs,
+    make: changed(film(...noise, '-c:a', 'pcm_s16be', 'a.aiff'), (bytes) => {
+      bytes.writeUInt32BE(40_000, bytes.indexOf('COMM') + 10)
+      return bytes
+    }),
+    leaves: flac,
+    equal: exact('s16le'),
+  },
+]
+
+const cut = (part: number) => (bytes: Buffer) => bytes.subarray(0, Math.floor(bytes.length * part))
 
 /** Bytes in the middle, turned into something else. */
 const spoilt = (bytes: Buffer) => {
@@ -735,6 +895,7 @@ export const soundCases: readonly GateCase[] = [
   ...plain,
   ...coded,
   ...stripped,
+  ...oddSizes,
   ...damaged,
   ...cutFrames,
   ...followedCases,
