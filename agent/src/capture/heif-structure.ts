@@ -9,6 +9,8 @@ type Box = { type: string; start: number; contentAt: number; end: number }
 
 type Item = {
   type: string
+  /** Where its entry has the flag that hides it. */
+  flagsAt: number
   properties: number[]
   extents: { at: number; bytes: number; inItemData: boolean }[]
 }
@@ -76,11 +78,26 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
     animated: false,
     removed,
     codedAt: item.extents[0]?.at ?? 0,
-    decodable: bytes,
+    decodable: withoutOthers(bytes, meta, primary),
     ...(icc === undefined ? {} : { icc }),
     ...(colour === undefined ? {} : { colour }),
     ...(damagedAt === undefined ? {} : { damagedAt }),
   }
+}
+
+/**
+ * Hides every picture that stands for itself but the primary one: some decoders take the first that is not
+ * hidden, whichever the file says is the picture.
+ *
+ * @see ISO/IEC 14496-12, 8.11.6: `infe`, and ISO/IEC 23008-12, 6.4.2: the lowest flag hides an item.
+ */
+function withoutOthers(bytes: Buffer, meta: Meta, primary: number): Buffer {
+  const auxiliary = new Set(meta.references.map(({ type, from }) => (type === 'auxl' ? from : -1)))
+  const others = [...meta.items].filter(([id]) => id !== primary && !auxiliary.has(id))
+  if (others.length === 0) return bytes
+  const copy = Buffer.from(bytes)
+  for (const [, { flagsAt }] of others) copy.writeUInt8(copy.readUInt8(flagsAt) | 1, flagsAt)
+  return copy
 }
 
 function walk(bytes: Buffer, from: number, to: number): { boxes: Box[]; damagedAt?: number } {
@@ -177,7 +194,10 @@ function readItems(bytes: Buffer, box: Box, meta: Meta): void {
     if (entryVersion < 2) continue
     const id = entryVersion === 2 ? read.number(2) : read.number(4)
     read.number(2)
-    meta.items.set(id, { type: read.text(4), properties: [], extents: [] })
+    // Which of two items of one number is meant, each decoder decides for itself.
+    if (meta.items.has(id)) throw new DamagedPicture(entry.start)
+    const flagsAt = entry.contentAt + 3
+    meta.items.set(id, { type: read.text(4), flagsAt, properties: [], extents: [] })
   }
 }
 

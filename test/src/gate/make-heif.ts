@@ -81,6 +81,10 @@ export function codeHevc(
 
 export type HeifParts = {
   coded: CodedPicture
+  /** Default `hvc1`. */
+  coding?: 'hvc1' | 'av01'
+  /** Another picture, coded alike, that comes first in the file and is not the one that is shown. */
+  before?: Buffer
   brands?: readonly string[]
   /** Quarter turns against the clock. */
   irot?: 0 | 1 | 2 | 3
@@ -101,8 +105,9 @@ export type HeifParts = {
 
 /** @see ISO/IEC 23008-12: one item `hvc1`, its properties, and items of metadata that describe it. */
 export function makeHeic(parts: HeifParts): Buffer {
-  const { coded, exif, xmp } = parts
-  const items: { type: string; data: Buffer }[] = [{ type: 'hvc1', data: coded.data }]
+  const { coded, coding = 'hvc1', before, exif, xmp } = parts
+  const items: { type: string; data: Buffer }[] = [{ type: coding, data: coded.data }]
+  if (before !== undefined) items.unshift({ type: coding, data: before })
   if (exif !== undefined)
     items.push({ type: 'Exif', data: Buffer.concat([u32(6), Buffer.from('Exif\0\0'), exif]) })
   if (xmp !== undefined) items.push({ type: 'mime', data: Buffer.from(xmp) })
@@ -141,13 +146,16 @@ function meta(
     at += data.length
     return entry
   })
-  const references = items.slice(1).map((_, i) => box('cdsc', u16(i + 2), u16(1), u16(1)))
+  const primary = parts.before === undefined ? 1 : 2
+  const references = items
+    .slice(primary)
+    .map((_, i) => box('cdsc', u16(i + 1 + primary), u16(1), u16(primary)))
   return fullBox(
     'meta',
     0,
     0,
     hdlr,
-    fullBox('pitm', 0, 0, u16(1)),
+    fullBox('pitm', 0, 0, u16(primary)),
     fullBox('iloc', 0, 0, u16(0x4400), u16(items.length), ...locations),
     fullBox('iinf', 0, 0, u16(items.length), ...infos),
     ...(references.length === 0 ? [] : [fullBox('iref', 0, 0, ...references)]),
@@ -174,10 +182,13 @@ function properties(parts: HeifParts): Buffer {
   }
   if (irot !== undefined) list.push(box('irot', Buffer.from([irot])))
   if (imir !== undefined) list.push(box('imir', Buffer.from([imir])))
-  const associations = Buffer.concat([
-    u16(1),
-    Buffer.from([list.length]),
-    ...list.map((_, i) => Buffer.from([i + 1])),
-  ])
-  return box('iprp', box('ipco', ...list), fullBox('ipma', 0, 0, u32(1), associations))
+  const items = parts.before === undefined ? [1] : [1, 2]
+  const associations = items.map((id) =>
+    Buffer.concat([u16(id), Buffer.from([list.length, ...list.map((_, i) => i + 1)])]),
+  )
+  return box(
+    'iprp',
+    box('ipco', ...list),
+    fullBox('ipma', 0, 0, u32(items.length), ...associations),
+  )
 }

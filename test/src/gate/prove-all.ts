@@ -18,6 +18,7 @@ import { deviceFilmCases } from './device-film-cases.ts'
 import { filmCases } from './film-cases.ts'
 import { imageCases } from './image-cases.ts'
 import { soundCases } from './sound-cases.ts'
+import { unseenCases } from './unseen-cases.ts'
 
 const cases = [
   ...imageCases,
@@ -26,6 +27,7 @@ const cases = [
   ...soundCases,
   ...bombCases,
   ...bitstreamCases,
+  ...unseenCases,
 ]
 
 /**
