@@ -10,29 +10,36 @@ export function subBlocksEnd(bytes: Buffer, from: number): number | undefined {
   return undefined
 }
 
-/** The same bytes up to the end of the file, with a true length of the last block and the end of the run. */
-export function closeSubBlocks(bytes: Buffer, from: number): Buffer {
-  const closed = Buffer.concat([bytes.subarray(from), Buffer.from([0])])
-  const left = bytes.length - from
-  for (let at = 0; at < left;) {
-    const length = closed.readUInt8(at)
-    if (at + 1 + length > left) closed.writeUInt8(left - at - 1, at)
+/** Sub-blocks up to the end of the file, the last one with a length that is true. */
+export function cutSubBlocks(bytes: Buffer, from: number): Buffer {
+  const blocks = Buffer.from(bytes.subarray(from))
+  for (let at = 0; at < blocks.length;) {
+    const length = blocks.readUInt8(at)
+    if (at + 1 + length > blocks.length) blocks.writeUInt8(blocks.length - at - 1, at)
     at += 1 + length
   }
-  return closed
+  return blocks
+}
+
+/** What the data of a frame hold. */
+export type Codes = {
+  /** Where they stop short of the pixels; undefined when all pixels are there, whatever follows them. */
+  missingFrom?: number
+  /** Whether the last code of a pixel is the last of all; decoders want to see another one. */
+  isLast: boolean
 }
 
 /**
- * Where the data of a frame stop short of its pixels.
+ * Counts the pixels of a frame.
  *
  * @param codesAt The least size of a code, then the sub-blocks.
- * @returns undefined when all pixels are there, whatever follows them.
  * @see GIF89a Specification, appendix F: clear, end, and codes of at most 12 bits.
  */
-export function missingFrom(bytes: Buffer, codesAt: number, pixels: number): number | undefined {
+export function readCodes(bytes: Buffer, codesAt: number, pixels: number): Codes {
   const codeBits = bytes[codesAt] ?? 0
-  if (pixels === 0) return undefined
-  if (codeBits < 1 || codeBits > 11) return codesAt
+  if (pixels === 0) return { isLast: false }
+  const missing = (from: number): Codes => ({ missingFrom: from, isLast: false })
+  if (codeBits < 1 || codeBits > 11) return missing(codesAt)
   const clear = 2 ** codeBits
   const lengths = new Uint16Array(4096).fill(1, 0, clear)
   let next = clear + 2
@@ -53,27 +60,30 @@ export function missingFrom(bytes: Buffer, codesAt: number, pixels: number): num
         const code = held & ((1 << width) - 1)
         held >>>= width
         heldBits -= width
-        if (codesLeft-- === 0 || code === clear + 1) return at
+        if (codesLeft-- === 0 || code === clear + 1) return missing(at)
         if (code === clear) {
           next = clear + 2
           width = codeBits + 1
           previous = -1
           continue
         }
-        if (code > next || (code === next && (previous < 0 || next > 4095))) return at
-        if (previous < 0 && code >= clear) return at
+        if (code > next || (code === next && (previous < 0 || next > 4095))) return missing(at)
+        if (previous < 0 && code >= clear) return missing(at)
         if (previous >= 0 && next < 4096) {
           lengths[next] = (lengths[previous] ?? 0) + 1
           next += 1
           if (next === 1 << width && width < 12) width += 1
         }
         counted += lengths[code] ?? 0
-        if (counted >= pixels) return undefined
+        if (counted >= pixels) {
+          const bitsLeft = heldBits + 8 * (end - 1 - at + (bytes[end] ?? 0))
+          return { isLast: bitsLeft < width }
+        }
         previous = code
       }
     }
   }
-  return at
+  return missing(at)
 }
 
 /** Writers clear now and then, and at both ends. */

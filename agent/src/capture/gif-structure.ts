@@ -1,12 +1,12 @@
 /** Takes a GIF of any origin apart, and leaves a decoder only its frames. */
 import { DamagedPicture } from './damaged-picture.ts'
-import { closeSubBlocks, missingFrom, subBlocksEnd } from './gif-codes.ts'
+import { cutSubBlocks, readCodes, subBlocksEnd } from './gif-codes.ts'
 import { requireSizes } from './picture-facts.ts'
 import type { PictureFacts, ReadOptions, Size } from './picture-facts.ts'
 import { limits } from '@sluice/protocol/limits'
 import { TooLargePicture } from './damaged-picture.ts'
 
-/** `coded` is what a decoder gets: the frame, with the end of its data where the file has lost that. */
+/** `coded` is what a decoder gets: the frame, with an end of its data whatever the file has. */
 type Frame = { start: number; coded: Buffer[] } & Size
 
 const extension = {
@@ -88,11 +88,18 @@ function walk(
     if (introducer !== 0x2c) return { frames, end: at, damagedAt: damagedAt ?? at }
     if (at + 10 > bytes.length) return cut()
     const codesAt = at + 10 + tableBytes(bytes.readUInt8(at + 9))
-    const [width, height] = [bytes.readUInt16LE(at + 5), bytes.readUInt16LE(at + 7)]
     const end = subBlocksEnd(bytes, codesAt + 1)
     const start = control ?? at
-    const coded = [bytes.subarray(start, end ?? codesAt + 1)]
-    if (end === undefined) coded.push(closeSubBlocks(bytes, codesAt + 1))
+    const [width, height] = [bytes.readUInt16LE(at + 5), bytes.readUInt16LE(at + 7)]
+    const pixels = width * height
+    if (pixels > limits.imagePixelsMax) throw new TooLargePicture('pixels')
+    const { missingFrom, isLast } = readCodes(bytes, codesAt, pixels)
+    damagedAt ??= missingFrom
+    const coded =
+      end === undefined
+        ? [bytes.subarray(start, codesAt + 1), cutSubBlocks(bytes, codesAt + 1)]
+        : [bytes.subarray(start, end - 1)]
+    coded.push(isLast ? oneMoreCode : endOfBlocks)
     frames.push({
       start,
       coded,
@@ -101,14 +108,16 @@ function walk(
     })
     control = undefined
     if (frames.length > limits.imageFramesMax) throw new TooLargePicture('frames')
-    const pixels = width * height
-    if (pixels > limits.imagePixelsMax) throw new TooLargePicture('pixels')
-    damagedAt ??= missingFrom(bytes, codesAt, pixels)
     // All pixels are there, and nothing but the ends of block and file is missing.
     if (end === undefined) return damagedAt === undefined ? whole(bytes.length) : cut()
     at = end
   }
 }
+
+const endOfBlocks = Buffer.from([0])
+
+/** A block of one byte before that: libnsgif leaves out the last code of a frame without an end code. */
+const oneMoreCode = Buffer.from([1, 0, 0])
 
 function tableBytes(packed: number): number {
   return (packed & 0x80) === 0 ? 0 : 3 * 2 ** ((packed & 7) + 1)

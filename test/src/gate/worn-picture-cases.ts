@@ -186,6 +186,25 @@ const gifs: readonly GateCase[] = [
   },
 ]
 
+/** A white pixel in codes of eight bits: clear, the pixel, and perhaps the end. */
+function onePixel(...codes: readonly number[]): Buffer {
+  const head = Buffer.from('GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff', 'latin1')
+  const frame = [0x2c, 0, 0, 0, 0, 1, 0, 1, 0, 0, 7, codes.length, ...codes, 0]
+  return Buffer.concat([head, Buffer.from([...frame, 0x3b])])
+}
+
+const pixels: readonly GateCase[] = [
+  ['with the code of its end', onePixel(0x80, 1, 0x81)] as const,
+  ['without the code of its end', onePixel(0x80, 1)] as const,
+].map(([name, bytes]) => ({
+  name: `a GIF ${name}`,
+  make: file('a.gif', () => bytes),
+  leaves: ['png'],
+  equal: async (outcomes) => {
+    assert.deepEqual([...(await pixelsOf(firstBytes(outcomes))).data], [255, 255, 255])
+  },
+}))
+
 const grey = Array.from({ length: 16 }, (_, i) => [i * 16, i * 16, i * 16] as const)
 const bmpShape = { width: 16, height: 4, palette: grey, compression: 0, bits: 8 } as const
 const columns = Buffer.from(Array.from({ length: 64 }, (_, i) => i % 16))
@@ -277,4 +296,11 @@ function withStripBytes(count: number): Buffer {
   return bytes
 }
 
-export const wornPictureCases: readonly GateCase[] = [...pngs, ...jpegs, ...gifs, ...bmps, ...tiffs]
+export const wornPictureCases: readonly GateCase[] = [
+  ...pngs,
+  ...jpegs,
+  ...gifs,
+  ...pixels,
+  ...bmps,
+  ...tiffs,
+]
