@@ -65,7 +65,8 @@ export function requireLimits(facts: AvFacts): void {
     throw unsupportedMedium('film', 'a film without picture and sound')
   }
   if (durationMs > limits.videoDurationMsMax) {
-    throw tooLarge('film', 'is too long', `${limits.videoDurationMsMax / 60_000} minutes`)
+    const what = picture === undefined ? 'sound' : 'film'
+    throw tooLarge(what, 'is too long', `${limits.videoDurationMsMax / 60_000} minutes`)
   }
   if (picture !== undefined) requirePicture(picture, durationMs)
   if (sound === undefined) return

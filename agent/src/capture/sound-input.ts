@@ -9,7 +9,8 @@ import { cutSound, walkFrames } from './frames-structure.ts'
 import type { FramesRun } from './frames-structure.ts'
 import type { Source } from './inspect.ts'
 import { readTagged, tailStart } from './mp3-structure.ts'
-import { readOgg } from './ogg-structure.ts'
+import { mendedPages, readOgg } from './ogg-structure.ts'
+import { usedBits } from './pcm-samples.ts'
 import { id3End } from './sniff.ts'
 import type { SourceFormat } from './sniff.ts'
 import { codedWavHead, readWav } from './wav-structure.ts'
@@ -64,11 +65,13 @@ async function oggInput(source: Source, options: ReadOptions): Promise<SoundInpu
   const ogg = await readOgg(source, options)
   return {
     args: demuxer('ogg', 'vorbis,libvorbis,opus,libopus,flac,speex,libspeex'),
-    bytes: () => source.stream(0, ogg.end),
+    bytes: () =>
+      ogg.needs.serials || ogg.needs.packets ? mendedPages(source, ogg) : inRuns(source, ogg.runs),
     facts: ogg,
     depth: 16,
     check: 'none',
     filters: [],
+    changes: ogg.changes,
     partial: ogg.partial,
     removed: ogg.removed,
   }
@@ -88,6 +91,7 @@ export function pcmName(pcm: PcmFacts): string {
 
 function pcmInput(source: Source, pcm: PcmFacts): SoundInput {
   const { channels, sampleRateHz, bitsPerSample, encoding } = pcm
+  const usedBitsEach = bitsPerSample - pcm.unusedBits
   const samples = pcm.dataBytes / ((channels * bitsPerSample) / 8)
   const name = pcmName(pcm)
   return {
@@ -99,9 +103,9 @@ function pcmInput(source: Source, pcm: PcmFacts): SoundInput {
       '-ac',
       String(channels),
     ],
-    bytes: () => source.stream(pcm.dataOffset, pcm.dataOffset + pcm.dataBytes),
+    bytes: () => usedBits(source.stream(pcm.dataOffset, pcm.dataOffset + pcm.dataBytes), pcm),
     facts: { sampleRateHz, channels, samples },
-    depth: encoding === 'float' || bitsPerSample > 24 ? 32 : bitsPerSample > 16 ? 24 : 16,
+    depth: encoding === 'float' || usedBitsEach > 24 ? 32 : usedBitsEach > 16 ? 24 : 16,
     check: 'exactly',
     filters: [],
     pcm,

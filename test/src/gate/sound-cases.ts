@@ -20,6 +20,7 @@ import {
   tags,
   tone,
 } from './make-films.ts'
+import { oggOf, oggPages, withEmptyPacket } from './ogg-pages.ts'
 
 const needs = ['ffmpeg'] as const
 const flac = ['flac'] as const
@@ -779,6 +780,121 @@ const followedCases: GateCase[] = [
 /** Where the frames begin behind a short tag. */
 const id3Length = (bytes: Buffer) => 10 + bytes.readUInt8(8) * 128 + bytes.readUInt8(9)
 
+/** Four seconds, so that there are pages to lose: each holds about one. */
+const opus = film(
+  ...tone,
+  ...tone,
+  '-filter_complex',
+  'concat=v=0:a=1',
+  '-c:a',
+  'libopus',
+  'a.opus',
+)
+const pagesChanged = (change: (pages: Buffer[]) => Buffer[]) => (bytes: Buffer) =>
+  oggOf(change(oggPages(bytes)))
+const joinedTo = (...args: string[]): GateCase['make'] => {
+  return (folder) => {
+    const other = film(...args)(folder)
+    return changed(made('a.ogg'), (bytes) => Buffer.concat([bytes, readFileSync(other)]))(folder)
+  }
+}
+
+const oggCases: GateCase[] = [
+  {
+    name: 'an Ogg of Opus that was joined to itself',
+    needs,
+    make: changed(opus, twice()),
+    leaves: flac,
+    equal: lasting(8000, 1),
+  },
+  {
+    name: 'an Ogg whose parts differ in sampling rate and channels',
+    needs,
+    make: joinedTo(...tone, '-ar', '32000', '-ac', '1', '-c:a', 'libvorbis', 'b.ogg'),
+    leaves: flac,
+    // No block at the seam is lost.
+    equal: lasting(4000, 10),
+  },
+  {
+    name: 'an Ogg whose parts are coded differently',
+    needs,
+    make: joinedTo(...tone, '-c:a', 'libopus', 'b.opus'),
+    refused: { code: 'media.unsupported', says: /vorbis becomes opus[^]*one by one/ },
+  },
+  {
+    name: 'an Ogg of Vorbis with packets that are empty',
+    needs,
+    make: changed(
+      made('a.ogg'),
+      pagesChanged((pages) =>
+        pages.map((page, i) => (i > 1 && i === pages.length - 1 ? withEmptyPacket(page) : page)),
+      ),
+    ),
+    leaves: flac,
+    equal: lasting(2000, 1),
+  },
+  {
+    name: 'an Ogg with something behind its last page',
+    needs,
+    make: changed(opus, followed('PK\x03\x04canary-behind')),
+    leaves: flac,
+    gone: ['canary-behind'],
+    removed: ['trailer'],
+    equal: lasting(4000, 1),
+  },
+  {
+    name: 'an Ogg without a last page, and with something behind',
+    needs,
+    make: changed(opus, (bytes) => {
+      const pages = oggPages(bytes).slice(0, -1)
+      return followed('canary-behind')(oggOf(pages))
+    }),
+    refused: corrupt(/ at byte \d+/),
+  },
+  {
+    name: 'an Ogg that lacks a page inside',
+    needs,
+    make: changed(
+      opus,
+      pagesChanged((pages) => pages.toSpliced(3, 1)),
+    ),
+    refused: corrupt(/ at byte \d+/),
+  },
+  {
+    name: 'what is left of an Ogg with a page that is spoilt',
+    needs,
+    salvage: true,
+    make: changed(opus, (bytes) => {
+      const pages = oggPages(bytes)
+      const before = oggOf(pages.slice(0, 3)).length
+      return bytes.fill(0x5a, before + 400, before + 500)
+    }),
+    leaves: flac,
+    equal: ([sound]) => {
+      assert.equal(sound?.partial, true)
+      // Those behind it are still there.
+      lasting(3000, 200)([sound] as Outcome[])
+    },
+  },
+  {
+    name: 'an Ogg of a broadcast that was joined in its fiftieth hour',
+    needs,
+    make: changed(
+      opus,
+      pagesChanged((pages) =>
+        pages.map((page, i) => {
+          if (i < 2) return page
+          page.writeBigInt64LE(page.readBigInt64LE(6) + 50n * 3600n * 48_000n, 6)
+          page.writeUInt32LE(page.readUInt32LE(18) + 180_000, 18)
+          return page
+        }),
+      ),
+    ),
+    leaves: flac,
+    equal: lasting(4000, 20),
+  },
+]
+
 const spoiltCases: GateCase[] = ['a.flac', 'a.aac', 'a.ogg', 'a.amr'].map((name) => ({
   name: `${name} that is spoilt inside`,
   needs,
@@ -899,6 +1015,7 @@ export const soundCases: readonly GateCase[] = [
   ...damaged,
   ...cutFrames,
   ...followedCases,
+  ...oggCases,
   ...spoiltCases,
   ...hollow,
   ...limited,
