@@ -1,6 +1,7 @@
 /** Reads an AIFF or AIFF-C strictly: the format of its samples, and where they lie. */
 import { corruptMedium, unsupportedMedium } from './av-facts.ts'
 import type { Readable, ReadOptions } from './av-facts.ts'
+import { unusedBitsOf } from './pcm-samples.ts'
 import type { PcmFacts } from './wav-structure.ts'
 
 const chunksMax = 10_000
@@ -120,8 +121,10 @@ function readComm(common: Buffer, compressed: boolean) {
   const fits = encoding === 'float' ? [32, 64] : [8, 16, 24, 32]
   if (channels === 0 || !fits.includes(bitsPerSample)) throw corruptMedium('sound')
   if (!Number.isInteger(sampleRateHz) || sampleRateHz <= 0) throw corruptMedium('sound')
+  const unusedBits = encoding === 'integer' ? unusedBitsOf(bitsPerSample, said) : 0
+  const facts = { encoding, bigEndian, bitsPerSample, unusedBits, channels, sampleRateHz, samples }
   // Unlike in WAV, eight bits have a sign.
-  return { encoding, bigEndian, signed: true, bitsPerSample, channels, sampleRateHz, samples }
+  return { ...facts, signed: true }
 }
 
 /** IEEE 754 extended precision: sign and 15 bits of exponent, then 64 bits of mantissa. */

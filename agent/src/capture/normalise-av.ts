@@ -40,6 +40,7 @@ import { followOn, isJoined } from './joined-transport.ts'
 import { readMatroska, readMatroskaEnd } from './matroska-structure.ts'
 import { readMovie } from './movie-structure.ts'
 import type { NormalisedMedium } from './normalised.ts'
+import { usedBits } from './pcm-samples.ts'
 import { profiles } from './profiles.ts'
 import type { FilmProfile } from './profiles.ts'
 import { readLastTime, readProgress, runFfmpeg, startFfmpeg } from './run-ffmpeg.ts'
@@ -72,17 +73,12 @@ export function normaliseFilm(source: Source, options: AvOptions): Promise<Norma
  *
  * @throws SluiceError As {@link normaliseFilm}.
  */
-export async function normaliseSound(
-  source: Source,
-  options: AvOptions,
-): Promise<NormalisedMedium> {
-  const [sound] = await orSalvage(options, async (read) =>
+export function normaliseSound(source: Source, options: AvOptions): Promise<NormalisedMedium[]> {
+  return orSalvage(options, async (read) =>
     source.format === 'm4a'
       ? normaliseContainer(source, { ...options, ...read })
       : [await normaliseBare(source, { ...options, ...read })],
   )
-  if (sound === undefined) throw corruptMedium('sound')
-  return sound
 }
 
 /** Strictly first; what is damaged is tried again for what is left of it, if that is wanted. */
@@ -126,9 +122,16 @@ async function readContainer(source: Source, options: ReadOptions): Promise<AvFa
   return demuxer === 'mpegts' ? readTransport(source) : readMovie(source, options)
 }
 
+/** One picture in a file of sound is its cover, even where a program made a film of it. */
+function withoutCover(source: Source, facts: AvFacts): AvFacts {
+  const isCover = facts.sound !== undefined && facts.picture?.frames === 1
+  if (source.format !== 'm4a' || !isCover) return facts
+  return { ...facts, picture: undefined, removed: [...new Set([...facts.removed, 'cover'])] }
+}
+
 async function normaliseContainer(source: Source, options: AvOptions): Promise<NormalisedMedium[]> {
   const { ffmpeg } = options
-  const facts = await readContainer(source, options)
+  const facts = withoutCover(source, await readContainer(source, options))
   if (ffmpeg === undefined || !ffmpeg.films) throw ffmpegMissing('films')
   const { salvage = false } = options
   const joined = source.format === 'ts' && !salvage && (await isJoined(source))
@@ -606,7 +609,7 @@ async function rewriteWav(
 ): Promise<NormalisedMedium> {
   async function* plain(): AsyncGenerator<Buffer> {
     yield plainWavHead(pcm)
-    yield* source.stream(pcm.dataOffset, pcm.dataOffset + pcm.dataBytes)
+    yield* usedBits(source.stream(pcm.dataOffset, pcm.dataOffset + pcm.dataBytes), pcm)
     if (pcm.dataBytes % 2 === 1) yield Buffer.alloc(1)
   }
   const bytesPerSecond = (pcm.sampleRateHz * pcm.channels * pcm.bitsPerSample) / 8

@@ -1,6 +1,7 @@
 /** Reads a WAV, BWF or RF64 strictly, and writes one that is format and samples and nothing else. */
 import { corruptMedium, unsupportedMedium } from './av-facts.ts'
 import type { Readable, ReadOptions } from './av-facts.ts'
+import { unusedBitsOf } from './pcm-samples.ts'
 
 /** Samples that lie in a file as they are. */
 export type PcmFacts = {
@@ -9,6 +10,8 @@ export type PcmFacts = {
   /** Whether integers of eight bits have a sign, as they do in AIFF; longer ones always have one. */
   signed: boolean
   bitsPerSample: number
+  /** How many of them, the lowest ones, are said to be none of the sample. */
+  unusedBits: number
   channels: number
   sampleRateHz: number
   dataOffset: number
@@ -20,7 +23,7 @@ export type PcmFacts = {
 }
 
 /** Samples that a decoder has to open; `format` is their description, to be written anew. */
-export type CodedWavFacts = Omit<PcmFacts, 'encoding' | 'bigEndian' | 'signed'> & {
+export type CodedWavFacts = Omit<PcmFacts, 'encoding' | 'bigEndian' | 'signed' | 'unusedBits'> & {
   encoding: 'coded'
   format: Buffer
 }
@@ -182,7 +185,7 @@ type Format = {
   channels: number
   sampleRateHz: number
 } & (
-  | Pick<PcmFacts, 'encoding' | 'bigEndian' | 'signed'>
+  | Pick<PcmFacts, 'encoding' | 'bigEndian' | 'signed' | 'unusedBits'>
   | Pick<CodedWavFacts, 'encoding' | 'format'>
 )
 
@@ -223,7 +226,10 @@ function readFormat(format: Buffer): Format {
     throw corruptMedium('sound', { byte: 12 })
   }
   const facts = { frameBytes: realBytes, bitsPerSample, channels, sampleRateHz }
-  return { ...facts, encoding, bigEndian: false, signed: false }
+  const extensible = tag === 0xfffe && format.length >= 40
+  const used = extensible && saidBits === bitsPerSample ? format.readUInt16LE(18) : saidBits
+  const unusedBits = encoding === 'integer' ? unusedBitsOf(bitsPerSample, used) : 0
+  return { ...facts, unusedBits, encoding, bigEndian: false, signed: false }
 }
 
 function plainEncoding(tag: number, bits: number): PcmFacts['encoding'] | undefined {

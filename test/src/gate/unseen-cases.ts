@@ -1,10 +1,14 @@
 /** What a file holds and no viewer shows: it does not leave, and never in the place of what is shown. */
 
 import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 
 import sharp from 'sharp'
 
 import type { GateCase } from './cases.ts'
+import { chunk, decoded } from './make-films.ts'
 import { makeHeic } from './make-heif.ts'
 import type { CodedPicture } from './make-heif.ts'
 import { pixelsOf } from './pixels.ts'
@@ -46,4 +50,91 @@ const pictures: readonly GateCase[] = (['analysis', 'faithful'] as const).map((p
   equal: isBlue,
 }))
 
-export const unseenCases: readonly GateCase[] = [...pictures]
+/** A tone of so many bits, sample by sample. */
+const toneOf = (used: number, i: number) => Math.round(Math.sin(i / 20) * 2 ** (used - 2))
+
+/** In whole bytes, whose lowest bits hold something else in every sample. */
+function toneAbove(bits: 16 | 24 | 32, used: number, bigEndian: boolean): Buffer {
+  const bytes = bits / 8
+  const samples = Buffer.alloc(8000 * bytes)
+  const steps = 2 ** (bits - used)
+  for (let i = 0; i < 8000; i++) {
+    const value = toneOf(used, i) * steps + 1 + (i % (steps - 1))
+    if (bigEndian) samples.writeIntBE(value, i * bytes, bytes)
+    else samples.writeIntLE(value, i * bytes, bytes)
+  }
+  return samples
+}
+
+/** @see Microsoft, WAVEFORMATEXTENSIBLE: `wValidBitsPerSample`. */
+function wavOf(bits: 16 | 24 | 32, used: number): Buffer {
+  const data = toneAbove(bits, used, false)
+  const format = Buffer.alloc(40)
+  format.writeUInt16LE(0xfffe, 0)
+  format.writeUInt16LE(1, 2)
+  format.writeUInt32LE(8000, 4)
+  format.writeUInt32LE(1000 * bits, 8)
+  format.writeUInt16LE(bits / 8, 12)
+  format.writeUInt16LE(bits, 14)
+  format.writeUInt16LE(22, 16)
+  format.writeUInt16LE(used, 18)
+  format.writeUInt32LE(4, 20)
+  Buffer.from('0100000000001000800000aa00389b71', 'hex').copy(format, 24)
+  const chunks = Buffer.concat([Buffer.from('WAVE'), chunk('fmt ', format), chunk('data', data)])
+  return chunk('RIFF', chunks)
+}
+
+function aiffOf(bits: 16 | 24 | 32, used: number): Buffer {
+  const data = toneAbove(bits, used, true)
+  const common = Buffer.from('0001000000000000400bfa00000000000000', 'hex')
+  common.writeUInt32BE(8000, 2)
+  common.writeUInt16BE(used, 6)
+  const sound = Buffer.concat([Buffer.alloc(8), data])
+  return chunk(
+    'FORM',
+    Buffer.concat([Buffer.from('AIFF'), chunk('COMM', common, true), chunk('SSND', sound, true)]),
+    true,
+  )
+}
+
+/** Samples of 32 bits, as the outcome has them. */
+function decodedSamples(bytes: Buffer): Int32Array {
+  const folder = mkdtempSync(join(tmpdir(), 'gate-bits-'))
+  try {
+    const raw = decoded(bytes, folder, '-f', 's32le')
+    return new Int32Array(raw.buffer.slice(raw.byteOffset, raw.byteOffset + raw.length))
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+}
+
+const sounds: readonly GateCase[] = (
+  [
+    ['WAV', 32, 24],
+    ['WAV', 16, 12],
+    ['AIFF', 24, 20],
+    ['AIFF', 16, 12],
+  ] as const
+).flatMap(([format, bits, used]) =>
+  (['analysis', 'faithful'] as const).map((profile): GateCase => ({
+    name: `${format} of ${bits} bits, of which ${used} are the sound's, ${profile}`,
+    needs: ['ffmpeg'],
+    profile,
+    make: file(format === 'WAV' ? 'a.wav' : 'a.aiff', () =>
+      format === 'WAV' ? wavOf(bits, used) : aiffOf(bits, used),
+    ),
+    leaves: ['flac'],
+    equal(outcomes) {
+      const kept = profile === 'faithful' ? used : Math.min(used, 16)
+      const samples = decodedSamples(firstBytes(outcomes))
+      assert.equal(samples.length, 8000)
+      for (const [i, sample] of samples.entries()) {
+        const wanted = toneOf(used, i) * 2 ** (32 - used)
+        // To 16 bits it is rounded.
+        assert.ok(Math.abs(sample - wanted) <= (kept === used ? 0 : 2 ** (32 - kept)), `${i}`)
+      }
+    },
+  })),
+)
+
+export const unseenCases: readonly GateCase[] = [...pictures, ...sounds]
