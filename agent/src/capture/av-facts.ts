@@ -1,5 +1,5 @@
 /** What a film's or sound's own headers say, and the limits that are held against it before anything decodes it. */
-import { SluiceError } from '@sluice/protocol/errors'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 
 /** A source, or a part of one, that can be read anywhere. */
@@ -116,6 +116,17 @@ export function corruptMedium(
   return new SluiceError('media.corrupt', `the ${what} is damaged or cut short${place}`, {
     hint: 'Copy it from the device again, or take what is left of it with --salvage.',
   })
+}
+
+/** What is damaged within a part that was read as a whole lies at least there. */
+export function placed<T>(byte: number, read: () => T): T {
+  try {
+    return read()
+  } catch (error) {
+    const known = isSluiceError(error) && error.code === 'media.corrupt'
+    if (!known || / at byte \d| after \d/.test(error.message)) throw error
+    throw Object.assign(corruptMedium('film', { byte }), { cause: error })
+  }
 }
 
 export function unsupportedMedium(

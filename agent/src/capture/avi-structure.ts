@@ -1,6 +1,13 @@
 /** Reads the head of an AVI for the facts that are needed before anything decodes it. */
 import { limits } from '@sluice/protocol/limits'
-import { commonDivisor, corruptMedium, readAhead, requireLimits, tooLarge } from './av-facts.ts'
+import {
+  commonDivisor,
+  corruptMedium,
+  placed,
+  readAhead,
+  requireLimits,
+  tooLarge,
+} from './av-facts.ts'
 import type { AvFacts, PictureEnd, PictureFacts, Readable, ReadOptions } from './av-facts.ts'
 
 /** The list of headers; samples lie in another one. */
@@ -18,6 +25,7 @@ type Chunk = { name: string; start: number; end: number }
 export async function readAvi(source: Readable, options: ReadOptions = {}): Promise<AvFacts> {
   const removed = new Set<string>()
   let header: Buffer | undefined
+  let headerAt = 0
   let pictures = false
   let count = 0
   for (let at = 0; at + 12 <= source.bytes;) {
@@ -29,17 +37,19 @@ export async function readAvi(source: Readable, options: ReadOptions = {}): Prom
       removed.add('trailer')
       break
     }
-    const end = at + 8 + head.readUInt32LE(4)
-    if (end > source.bytes && options.salvage !== true) {
-      throw corruptMedium('film', { byte: source.bytes })
-    }
+    const end = at + 8 + unfinished(head.readUInt32LE(4))
     const within = Math.min(end, source.bytes)
     for (let chunkAt = at + 12; chunkAt + 8 <= within;) {
       if (++count > chunksMax) throw corruptMedium('film', { byte: chunkAt })
       const chunk = await chunkAtOffset(source, chunkAt)
       const left = within - chunk.start
+      // Behind the pictures there is an index, which nobody needs who reads them in order.
+      if (chunk.end > within && pictures && chunk.name !== 'LIST') {
+        removed.add('trailer')
+        break
+      }
       if (chunk.end > within && !(options.salvage === true && header !== undefined)) {
-        throw corruptMedium('film', { byte: chunkAt })
+        throw corruptMedium('film', { byte: end > source.bytes ? source.bytes : chunkAt })
       }
       const list =
         chunk.name === 'LIST'
@@ -48,6 +58,7 @@ export async function readAvi(source: Readable, options: ReadOptions = {}): Prom
       if (list === 'hdrl' && header === undefined) {
         if (chunk.end - chunk.start > headerBytesMax) throw corruptMedium('film', { byte: chunkAt })
         header = await source.read(chunk.start, chunk.end - chunk.start)
+        headerAt = chunkAt
       }
       if (list === 'movi') pictures = true
       if (list === 'INFO') removed.add('text')
@@ -59,7 +70,9 @@ export async function readAvi(source: Readable, options: ReadOptions = {}): Prom
     at = Math.max(end + (end % 2), at + 12)
   }
   if (header === undefined || !pictures) throw corruptMedium('film', { byte: source.bytes })
-  const facts = { ...readHeader(header, removed), removed: [...removed].toSorted() }
+  const whole = header
+  const found = placed(headerAt, () => readHeader(whole, removed))
+  const facts = { ...found, removed: [...removed].toSorted() }
   requireLimits(facts)
   return facts
 }
@@ -131,7 +144,14 @@ function firstPictures(header: Buffer): Frames | undefined {
 
 async function chunkAtOffset(source: Readable, at: number): Promise<Chunk> {
   const head = await source.read(at, 8)
-  return { name: head.toString('latin1', 0, 4), start: at + 8, end: at + 8 + head.readUInt32LE(4) }
+  const name = head.toString('latin1', 0, 4)
+  const bytes = head.readUInt32LE(4)
+  return { name, start: at + 8, end: at + 8 + (name === 'LIST' ? unfinished(bytes) : bytes) }
+}
+
+/** Recorders that lose their power leave no size where they would have gone back for it. */
+function unfinished(bytes: number): number {
+  return bytes < 4 ? 2 ** 32 : bytes
 }
 
 function readHeader(header: Buffer, removed: Set<string>): Omit<AvFacts, 'removed'> {
@@ -146,8 +166,10 @@ function readHeader(header: Buffer, removed: Set<string>): Omit<AvFacts, 'remove
     if (list === 'INFO') removed.add('text')
     if (list !== 'strl') continue
     const stream = readStream(header, chunk, removed)
-    if (stream.kind === 'vids') pictures.push(stream.picture)
-    else if (stream.kind === 'auds') sounds.push(stream.sound)
+    // Tapes of DV keep both in one stream.
+    if (stream.kind === 'vids' || stream.kind === 'iavs') pictures.push(stream.picture)
+    if (stream.kind === 'auds' || stream.kind === 'iavs') sounds.push(stream.sound)
+    else if (stream.kind === 'vids') continue
     else removed.add(stream.kind === 'txts' ? 'subtitles' : 'other-tracks')
   }
   if (pictures.length + sounds.length > limits.tracksMax) {
