@@ -11,7 +11,7 @@ const codecs: Record<string, readonly string[]> = {
   ...namedAlike('h264 hevc mpeg4 mjpeg prores mpeg1video mpeg2video h263 h263i'),
   ...namedAlike('msmpeg4v2 dvvideo rawvideo png qtrle dnxhd theora huffyuv ffvhuff ffv1'),
   ...namedAlike('utvideo magicyuv cfhd aac aac_latm alac ac3 eac3 flac vorbis'),
-  ...namedAlike('adpcm_ima_qt adpcm_ima_wav adpcm_ms qdm2 wmav1 wmav2'),
+  ...namedAlike('adpcm_ima_qt adpcm_ima_wav adpcm_ms qdm2 wmav1 wmav2 qcelp evrc gsm mjpegb vc1'),
   ...namedAlike('pcm_s8 pcm_u8 pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le pcm_s32be'),
   ...namedAlike('pcm_f32le pcm_f32be pcm_f64le pcm_f64be pcm_mulaw pcm_alaw pcm_bluray'),
   vp8: ['vp8', 'libvpx'],
@@ -21,6 +21,7 @@ const codecs: Record<string, readonly string[]> = {
   mp2: ['mp2', 'mp2float'],
   mp3: ['mp3', 'mp3float'],
   dts: ['dca'],
+  gsm_ms: ['gsm_ms', 'libgsm_ms'],
   opus: ['opus', 'libopus'],
   amr_nb: ['amrnb'],
   amr_wb: ['amrwb'],
@@ -66,8 +67,8 @@ export async function readForeignCodec(
  *
  * @param facts Where ffmpeg has no name for the codec, the container's is told.
  */
-export function foreignCodec({ of, name }: ForeignCodec, facts: AvFacts): SluiceError {
-  const called = (of === 'pictures' ? facts.picture : facts.sound)?.called ?? ''
+export function foreignCodec({ of, name }: ForeignCodec, facts?: AvFacts): SluiceError {
+  const called = (of === 'pictures' ? facts?.picture : facts?.sound)?.called ?? ''
   const codec =
     name !== 'none' ? name : /^[\w./ -]{1,32}$/.test(called) ? called : 'an unknown codec'
   const what = of === 'pictures' ? 'its pictures are' : 'its sound is'

@@ -2,6 +2,7 @@
 import { limits } from '@sluice/protocol/limits'
 import { corruptMedium, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
 import type { AvFacts, Readable } from './av-facts.ts'
+import { foreignCodec } from './film-codecs.ts'
 import { findPackets } from './sniff-av.ts'
 import type { FoundPackets } from './sniff-av.ts'
 
@@ -17,7 +18,18 @@ const pictureTypes = new Map([
   [0x10, 'other'],
   [0x1b, 'h264'],
   [0x24, 'hevc'],
+  // VC-1.
+  [0xea, 'other'],
 ] as const)
+/** Pictures too, but coded as no decoder here knows. */
+const foreignTypes = new Map([
+  [0x21, 'JPEG 2000'],
+  [0x33, 'VVC'],
+  [0x42, 'AVS'],
+  [0xd1, 'Dirac'],
+  [0xd2, 'AVS2'],
+  [0xd4, 'AVS3'],
+])
 const soundTypes = new Set([0x03, 0x04, 0x0f, 0x11, 0x80, 0x81, 0x82, 0x83, 0x84, 0x87])
 
 type Stream = { type: number; pid: number }
@@ -39,6 +51,10 @@ export async function readTransport(source: Readable): Promise<AvFacts> {
   const removed = new Set<string>()
   const pictures = streams.filter(({ type }) => pictureTypes.has(type as 1))
   const sounds = streams.filter(({ type }) => soundTypes.has(type))
+  const foreign = foreignTypes.get(streams.find(({ type }) => foreignTypes.has(type))?.type ?? 0)
+  if (pictures.length === 0 && foreign !== undefined) {
+    throw foreignCodec({ of: 'pictures', name: foreign })
+  }
   for (const { type } of streams) {
     if (pictureTypes.has(type as 1) || soundTypes.has(type)) continue
     removed.add(type === 0x15 || type === 0x86 ? 'timed-metadata' : 'other-tracks')
