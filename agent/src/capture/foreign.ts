@@ -7,6 +7,8 @@ export const exportAgain =
 /** Loses nothing, and takes seconds. */
 export const intoMatroska =
   'Put it into Matroska as it is coded (ffmpeg -fflags +genpts -i FILE -c copy FILE.mkv), or export it as MP4.'
+const intoMp4 =
+  'Put it into MP4 with its rate of pictures (ffmpeg -framerate 25 -i FILE -c copy FILE.mp4).'
 const exportAsPicture = 'Export the picture as JPEG, PNG or TIFF first.'
 const printAsPicture = 'Export the pages as PNG or TIFF on a machine that has nothing to lose.'
 export const develop = 'Develop it in a raw converter, and submit the JPEG or TIFF.'
@@ -56,6 +58,17 @@ const magics: readonly (readonly [string, Foreign, number?])[] = [
   ['000001ba', called('an MPEG program stream', intoMatroska)],
   ['000001b3', called('an MPEG elementary stream', intoMatroska)],
   ['060e2b34', called('MXF', intoMatroska)],
+  ['1f07003f', called('bare DV', intoMatroska)],
+  ['1f0700bf', called('bare DV', intoMatroska)],
+  [hex('DKIF'), called('IVF', intoMatroska)],
+  [hex('YUV4MPEG2 '), called('Y4M', exportAgain)],
+  // A delimiter or a set of parameters comes first.
+  ...['0000000109', '0000000127', '0000000167', '00000109', '00000127', '00000167'].map(
+    (start) => [start, called('a bare H.264 stream', intoMp4)] as const,
+  ),
+  ...['000000014001', '000000014601', '0000014001', '0000014601'].map(
+    (start) => [start, called('a bare HEVC stream', intoMp4)] as const,
+  ),
   [hex('MThd'), called('MIDI', 'Render it to sound first.')],
   ['504b0304', archive('a ZIP archive')],
   ['504b0506', archive('a ZIP archive')],

@@ -24,6 +24,10 @@ export type Sniffable = {
 
 const headBytes = 4096
 
+/** Players of streams fetch films like that, piece by piece. */
+const joinPieces =
+  'Join its pieces in order, the initial one first: cat init.mp4 1.m4s 2.m4s > film.mp4'
+
 /** Finds the format from the head, and for tagged sound from what follows the tags. */
 export async function sniff(source: Sniffable): Promise<Found> {
   const start = await id3End(source)
@@ -165,6 +169,9 @@ function sniffBoxes(head: Buffer): Found | undefined {
   // QuickTime before 2001 had no `ftyp`.
   if (['moov', 'mdat', 'wide', 'pnot'].includes(type)) return accepted('mov')
   if (['free', 'skip'].includes(type) && head.readUInt32BE(0) >= 8) return accepted('mov')
+  if (['styp', 'moof', 'sidx', 'emsg', 'prft'].includes(type)) {
+    return refused('a piece of a film without its beginning', joinPieces)
+  }
   if (type !== 'ftyp') return undefined
   const major = text(head, 8, 12)
   const other = foreignBrand(major)
