@@ -4,6 +4,7 @@ import { limits } from '@sluice/protocol/limits'
 import {
   commonDivisor,
   corruptMedium,
+  placed,
   readAhead,
   requireLimits,
   tooLarge,
@@ -198,12 +199,12 @@ async function readSegment(source: Ahead, segment: Element, options: ReadOptions
       headBytes += element.end - element.start
       if (headBytes > headBytesMax) throw corruptMedium('film', { byte: at })
       const content = await source.read(element.start, element.end - element.start)
-      if (element.id === ids.info) found.durationMs = readInfo(content, removed)
-      if (element.id === ids.tags) readTags(content, removed)
-      if (element.id === ids.tracks) {
-        hasTracks = true
-        Object.assign(found, readTracks(content, removed))
-      }
+      placed(at, () => {
+        if (element.id === ids.info) found.durationMs = readInfo(content, removed)
+        if (element.id === ids.tags) readTags(content, removed)
+        if (element.id === ids.tracks) Object.assign(found, readTracks(content, removed))
+      })
+      hasTracks ||= element.id === ids.tracks
     }
     at = element.end
   }

@@ -1,6 +1,14 @@
 /** Reads the boxes of an MP4, MOV, 3GP or M4A for the facts that are needed before anything decodes it. */
+import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
-import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
+import {
+  corruptMedium,
+  placed,
+  readAhead,
+  requireLimits,
+  tooLarge,
+  unsupportedMedium,
+} from './av-facts.ts'
 import type {
   AvFacts,
   PictureEnd,
@@ -50,6 +58,7 @@ export async function readMovie(source: Readable, options: ReadOptions = {}): Pr
   const removed = new Set<string>()
   const fragments = new Fragments()
   let index: Buffer | undefined
+  let indexAt = 0
   const heads = readAhead(source, headPieceBytes)
   let count = 0
   for (let at = 0; at < source.bytes;) {
@@ -61,28 +70,69 @@ export async function readMovie(source: Readable, options: ReadOptions = {}): Pr
       removed.add('trailer')
       break
     }
-    const box = topBox(head, { at, left: source.bytes - at, salvage: options.salvage === true })
+    const isLast = index === undefined && text(head, 4, 4) === 'mdat'
+    const box = topBox(head, {
+      at,
+      left: source.bytes - at,
+      // Behind data that are cut short there is no index to be found.
+      salvage: options.salvage === true || isLast,
+    })
     if (++count > topBoxesMax) throw corruptMedium('film', { byte: at })
     if (at + box.bytes > source.bytes) break
     if (box.type === 'moov') {
       if (index !== undefined || box.bytes > movieBoxBytesMax) {
         throw corruptMedium('film', { byte: at })
       }
-      index = await source.read(at, box.bytes)
-      requireDepth(index, at)
+      const found = await source.read(at, box.bytes)
+      placed(at, () => requireDepth(found, at))
+      index = found
+      indexAt = at
     }
     if (box.type === 'moof') {
       if (box.bytes > fragmentBytesMax) throw corruptMedium('film', { byte: at })
-      fragments.add(await source.read(at, box.bytes), at)
+      const fragment = await source.read(at, box.bytes)
+      placed(at, () => fragments.add(fragment, at))
     }
-    if (box.type === 'uuid') removed.add('other')
     if (box.type === 'meta' || box.type === 'udta') removed.add('user-data')
+    else if (!structural.has(box.type)) removed.add('other')
+    if (spare.has(box.type)) {
+      const bytes = Math.min(box.bytes, spareBytesMax)
+      noteSpare(await source.read(at, bytes), box.headerBytes, removed)
+    }
     at += box.bytes
   }
-  if (index === undefined) throw corruptMedium('film', { byte: source.bytes })
-  const facts = readIndex(index, { removed, fragments })
+  if (index === undefined) throw withoutIndex(source.bytes)
+  const whole = index
+  const facts = placed(indexAt, () => readIndex(whole, { removed, fragments }))
   requireLimits(facts)
   return facts
+}
+
+/** Boxes that a film is made of; others are somebody's own, such as positions of a dashboard camera. */
+const structural = new Set([
+  ...['ftyp', 'styp', 'moov', 'mdat', 'moof', 'mfra', 'sidx', 'ssix', 'prft', 'emsg', 'pdin'],
+  ...['free', 'skip', 'wide', 'pnot', 'PICT', 'pict'],
+])
+const spare = new Set(['free', 'skip', 'wide'])
+/** Where something is hidden in free space, it begins at once. */
+const spareBytesMax = 4096
+
+/** Cameras keep positions and notes in space that is called free. */
+function noteSpare(box: Buffer, headerBytes: number, removed: Set<string>): void {
+  const content = box.subarray(headerBytes)
+  if (content.every((byte) => byte === 0)) return
+  removed.add(/gps|GPS|\$G[PN]RMC/.test(content.toString('latin1')) ? 'gps' : 'other')
+}
+
+/** A recording that was never ended: its camera ran out of power, or was torn from its card. */
+function withoutIndex(byte: number): SluiceError {
+  return new SluiceError(
+    'media.corrupt',
+    `the film is damaged or cut short at byte ${byte}: its index is missing`,
+    {
+      hint: 'Put the card back into the camera that recorded it, which often mends it; nothing can be taken without an index.',
+    },
+  )
 }
 
 /** What may hold samples, or say where they are. */

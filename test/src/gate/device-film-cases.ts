@@ -1,18 +1,20 @@
 /** Films as telephones, cameras and programs write them, where that is odd but honest. */
 
 import assert from 'node:assert/strict'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 
 import type { GateCase, Outcome } from './cases.ts'
 import {
   be32,
+  box,
   bytesNamed,
   changed,
   chunk,
   film,
   h264,
+  le32,
   patched,
   picture,
   pictureTimes,
@@ -22,7 +24,10 @@ import {
 
 const needs = ['ffmpeg'] as const
 const both = ['mp4', 'flac'] as const
-const mp4 = [...picture, ...tone, ...h264, '-g', '25', '-c:a', 'aac']
+const inPieces = [
+  ...[...picture, ...tone, ...h264, '-c:a', 'aac'],
+  ...['-movflags', '+dash+frag_keyframe+empty_moov', 'pieces.mp4'],
+]
 
 /** Pictures, and how long they last together. */
 const lasts =
@@ -71,8 +76,8 @@ function withRepeated(bytes: Buffer, count: number): Buffer {
     index.writeUInt32LE(end - movi - 8 + i * 8, 8)
     return Buffer.from(index)
   })
-  const list = bytes.subarray(end)
-  const whole = Buffer.concat([bytes.subarray(0, end), repeated, list, ...entries])
+  const rest = bytes.subarray(end)
+  const whole = Buffer.concat([bytes.subarray(0, end), repeated, rest, ...entries])
   whole.writeUInt32LE(whole.length - 8, 4)
   whole.writeUInt32LE(end - movi - 8 + repeated.length, movi + 4)
   const idx1 = end + repeated.length
@@ -202,4 +207,184 @@ const oddTracks: GateCase[] = [
   },
 ]
 
-export const deviceFilmCases: readonly GateCase[] = [...lastPictures, ...edited, ...oddTracks]
+/** What power loss, careless copying and streams leave of a film, and what it lacks then. */
+const mjpeg = [...picture, ...tone, '-c:v', 'mjpeg', '-c:a', 'pcm_s16le']
+const broken: GateCase[] = [
+  {
+    name: 'a recording without index, as its camera lost its power',
+    needs,
+    make: changed(film(...picture, ...h264, 'a.mp4'), (bytes) =>
+      bytes.subarray(0, bytes.lastIndexOf('moov') - 1000),
+    ),
+    refused: { code: 'media.corrupt', says: /at byte \d+: its index is missing[^]*camera/ },
+  },
+  {
+    name: 'a recording without index, when what is left is asked for',
+    needs,
+    salvage: true,
+    make: changed(film(...picture, ...h264, 'a.mp4'), (bytes) =>
+      bytes.subarray(0, bytes.lastIndexOf('moov') - 1000),
+    ),
+    refused: { code: 'media.corrupt', says: /at byte \d+: its index is missing/ },
+  },
+  {
+    name: 'a film whose index counts more than its box holds',
+    needs,
+    make: changed(film(...picture, ...h264, 'a.mp4'), (bytes) =>
+      patched(bytes, 'stts', 4, be32(1000)),
+    ),
+    refused: { code: 'media.corrupt', says: /at byte \d+/ },
+  },
+  {
+    name: 'an AVI whose index, behind its pictures, is cut',
+    needs,
+    make: changed(film(...mjpeg, 'a.avi'), (bytes) => bytes.subarray(0, -100)),
+    leaves: both,
+    removed: ['trailer'],
+    equal: lasts(50, 2000),
+  },
+  {
+    name: 'an AVI that says it is longer than it is, without lacking anything',
+    needs,
+    make: changed(film(...mjpeg, 'a.avi'), (bytes) => {
+      bytes.writeUInt32LE(bytes.length + 500, 4)
+      return bytes
+    }),
+    leaves: both,
+    equal: lasts(50, 2000),
+  },
+  {
+    name: 'an AVI that nobody finished',
+    needs,
+    make: changed(film(...mjpeg, 'a.avi'), unfinishedAvi),
+    refused: { code: 'media.corrupt', says: /at byte \d+[^]*--salvage/ },
+  },
+  {
+    name: 'what is left of an AVI that nobody finished',
+    needs,
+    salvage: true,
+    make: changed(film(...mjpeg, 'a.avi'), unfinishedAvi),
+    leaves: both,
+    equal: ([outcome]) => {
+      assert.equal(outcome?.partial, true)
+      assert.ok((outcome.frames ?? 0) >= 25)
+    },
+  },
+  {
+    name: 'a piece of a film that is sent in pieces',
+    needs,
+    make: changed(film(...inPieces), (bytes) => bytes.subarray(bytes.indexOf('moof') - 4)),
+    refused: { code: 'media.unsupported', says: /piece of a film[^]*cat init\.mp4/ },
+  },
+  {
+    name: 'the pieces of a film that was sent in pieces, joined',
+    needs,
+    make: film(...inPieces),
+    leaves: both,
+    equal: lasts(50, 2000),
+  },
+  {
+    name: 'a bare H.264 stream',
+    needs,
+    make: film(...picture, ...h264, '-f', 'h264', 'a.h264'),
+    refused: { code: 'media.unsupported', says: /bare H\.264[^]*ffmpeg -framerate/ },
+  },
+]
+
+function unfinishedAvi(bytes: Buffer): Buffer {
+  const left = Buffer.from(bytes.subarray(0, Math.floor(bytes.length * 0.7)))
+  left.writeUInt32LE(0, 4)
+  left.writeUInt32LE(0, left.indexOf('movi') - 4)
+  return left
+}
+
+/** DV as tapes have it: pictures and sound in one stream. */
+function tapeAvi(folder: string): string {
+  const target = ['-ac', '2', '-target', 'pal-dv', '-f', 'dv', 'pipe:1']
+  const tape = run([...picture, ...tone, '-t', '1', ...target])
+  const frameBytes = 144_000
+  const frames = Math.floor(tape.length / frameBytes)
+  const main = le32(40_000, 3_600_000, 0, 16, frames, 0, 1, frameBytes, 720, 576, 0, 0, 0, 0)
+  const head = Buffer.concat([
+    Buffer.from('iavsdvsd'),
+    le32(0, 0, 0, 1, 25, 0, frames, frameBytes, 10_000, 0),
+    Buffer.alloc(8),
+  ])
+  const stream = list('strl', chunk('strh', head), chunk('strf', Buffer.alloc(32)))
+  const pictures = Array.from({ length: frames }, (_, i) =>
+    chunk('00__', tape.subarray(i * frameBytes, (i + 1) * frameBytes)),
+  )
+  const lists = [list('hdrl', chunk('avih', main), stream), list('movi', ...pictures)]
+  const whole = chunk('RIFF', Buffer.concat([Buffer.from('AVI '), ...lists]))
+  return bytesNamed('tape.avi', () => whole)(folder)
+}
+
+function list(name: string, ...chunks: Buffer[]): Buffer {
+  return chunk('LIST', Buffer.concat([Buffer.from(name), ...chunks]))
+}
+
+const owned: GateCase[] = [
+  {
+    name: 'an AVI of DV, with pictures and sound in one stream',
+    needs,
+    make: tapeAvi,
+    leaves: both,
+    equal: lasts(25, 1000),
+  },
+  {
+    name: 'positions in a box of the camera, and in space that is called free',
+    needs,
+    make: changed(film(...picture, ...h264, 'a.mp4'), (bytes) =>
+      Buffer.concat([
+        bytes,
+        box('gps0', 'canary-of-a-camera'),
+        box('free', 'freeGPS canary-in-free-space'),
+      ]),
+    ),
+    leaves: ['mp4'],
+    gone: ['canary-of-a-camera', 'canary-in-free-space'],
+    removed: ['gps', 'other'],
+  },
+  {
+    name: 'a transport stream of pictures that are coded as nothing known',
+    needs,
+    make: changed(film(...picture, ...tone, ...h264, '-c:a', 'aac', 'a.ts'), (bytes) =>
+      programmed(bytes, 0x1b, 0x42),
+    ),
+    refused: { code: 'media.unsupported', says: /pictures are coded with AVS/ },
+  },
+]
+
+/** Tells another type of a stream in all tables of programs, and their checksums. */
+function programmed(bytes: Buffer, type: number, other: number): Buffer {
+  for (let at = 0; at + 188 <= bytes.length; at += 188) {
+    const start = at + 5
+    if (bytes[start] !== 2 || (bytes.readUInt16BE(at + 1) & 0x4000) === 0) continue
+    const end = start + 3 + (bytes.readUInt16BE(start + 1) & 0xfff) - 4
+    const found = bytes.subarray(start, end).indexOf(type, 12)
+    if (found < 0) continue
+    bytes.writeUInt8(other, start + found)
+    bytes.writeUInt32BE(sectionChecksum(bytes.subarray(start, end)), end)
+  }
+  return bytes
+}
+
+/** @see ISO/IEC 13818-1, annex A. */
+function sectionChecksum(bytes: Buffer): number {
+  let sum = 0xffffffff
+  for (const byte of bytes) {
+    for (let bit = 7; bit >= 0; bit--) {
+      const carry = ((sum >>> 31) ^ (byte >> bit)) & 1
+      sum = ((sum << 1) ^ (carry === 1 ? 0x04c11db7 : 0)) >>> 0
+    }
+  }
+  return sum
+}
+
+export const deviceFilmCases: readonly GateCase[] = [
+  ...lastPictures,
+  ...edited,
+  ...oddTracks,
+  ...broken,
+  ...owned,
+]
