@@ -165,5 +165,5 @@ function requireHonestName(source: Source, { nameMismatch }: Gate): void {
 async function normalise(source: Source, gate: Gate): Promise<NormalisedMedium[]> {
   if (source.kind === 'image') return normaliseImage(source, gate)
   if (source.kind === 'video') return normaliseFilm(source, gate)
-  return [await normaliseSound(source, gate)]
+  return normaliseSound(source, gate)
 }

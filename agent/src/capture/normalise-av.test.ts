@@ -48,7 +48,7 @@ async function normalise(
   const media =
     source.kind === 'video'
       ? await normaliseFilm(source, options)
-      : [await normaliseSound(source, options)]
+      : await normaliseSound(source, options)
   return Promise.all(
     media.map(async ({ content, ...facts }) => {
       await using held = content

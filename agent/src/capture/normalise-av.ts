@@ -122,11 +122,20 @@ async function readContainer(source: Source, options: ReadOptions): Promise<AvFa
   return demuxer === 'mpegts' ? readTransport(source) : readMovie(source, options)
 }
 
-/** One picture in a file of sound is its cover, even where a program made a film of it. */
+/**
+ * One picture in a file of sound is its cover, even where a program made a film of it; and so is one
+ * that is shown for no time at all.
+ */
 function withoutCover(source: Source, facts: AvFacts): AvFacts {
-  const isCover = facts.sound !== undefined && facts.picture?.frames === 1
-  if (source.format !== 'm4a' || !isCover) return facts
-  return { ...facts, picture: undefined, removed: [...new Set([...facts.removed, 'cover'])] }
+  const { picture, sound } = facts
+  if (sound === undefined || picture?.frames !== 1) return facts
+  const timeless = demuxers[source.format] === 'mov' && picture.end === undefined
+  if (source.format !== 'm4a' && !timeless) return facts
+  return {
+    ...facts,
+    picture: undefined,
+    removed: [...new Set([...facts.removed, 'cover'])].toSorted(),
+  }
 }
 
 async function normaliseContainer(source: Source, options: AvOptions): Promise<NormalisedMedium[]> {

@@ -7,15 +7,18 @@ import { join } from 'node:path'
 
 import type { GateCase, Outcome } from './cases.ts'
 import {
+  be32,
   box,
   bytesNamed,
   changed,
   chunk,
   decoded,
   film,
+  h264,
   intoIndex,
   makeCover,
   noise,
+  patched,
   run,
   tags,
   tone,
@@ -142,7 +145,23 @@ const plain: GateCase[] = [
   },
 ]
 
+/** A picture of a film that lasts one picture. */
+const stillPicture = ['-f', 'lavfi', '-i', 'color=red:s=64x64:r=25:d=0.04']
+
 const coded: GateCase[] = [
+  ...(['M4A ', 'M4V '] as const).map((brand): GateCase => ({
+    name: `a sound whose cover is a film of one picture, ${brand.trim()}`,
+    needs,
+    make: changed(film(...stillPicture, ...noise, ...h264, '-c:a', 'aac', 'a.m4a'), (bytes) => {
+      bytes.write(brand, 8)
+      // How long that picture is shown: in no M4V for any time.
+      return brand === 'M4A ' ? bytes : patched(bytes, 'stts', 12, be32(0))
+    }),
+    leaves: flac,
+    gone: ['avc1'],
+    removed: ['cover'],
+    equal: lasting(1000, 30),
+  })),
   {
     name: 'an MP3 whose encoder tells its padding',
     quick: true,
