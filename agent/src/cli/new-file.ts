@@ -1,6 +1,6 @@
 /** Writes the result of an offline tool: whole under its name, or not at all. */
 import { randomBytes } from 'node:crypto'
-import { link, lstat, open, rename, unlink } from 'node:fs/promises'
+import { access, constants, link, lstat, mkdir, open, rename, unlink } from 'node:fs/promises'
 import path from 'node:path'
 import { SluiceError } from '@sluice/protocol/errors'
 import { diskEffects, isDiskFull, isMissing } from '../durable-file.ts'
@@ -23,13 +23,11 @@ export type NewFile = AsyncDisposable & {
  */
 export async function openNewFile(target: string, options: { force: boolean }): Promise<NewFile> {
   await requireFree(target, options)
-  const temporary = `${target}.${randomBytes(6).toString('hex')}.new`
-  const file = await open(temporary, 'wx', 0o600).catch((cause: unknown) => {
-    throw new SluiceError('usage', `${path.dirname(target)} cannot be written to`, {
-      hint: 'Name a file in a folder that exists and that you may write to.',
-      cause,
-    })
-  })
+  // Short, so that the longest name a result may have is no longer than one that it can begin with.
+  const temporary = path.join(path.dirname(target), `.${randomBytes(6).toString('hex')}.new`)
+  const file = await open(temporary, 'wx', 0o600).catch((cause: unknown) =>
+    throwUnwritable(path.dirname(target), cause),
+  )
   return {
     write: (bytes) => file.writeFile(bytes).catch(rethrow),
     async finish() {
@@ -44,6 +42,29 @@ export async function openNewFile(target: string, options: { force: boolean }): 
       })
     },
   }
+}
+
+/**
+ * Looks at the folder that results go to, before any work is done for one that takes none.
+ *
+ * @param options.make Whether it is made when it is not there.
+ * @throws SluiceError `usage` when it cannot be made or written to, `host.disk_full`.
+ */
+export async function requireFolder(folder: string, options: { make: boolean }): Promise<void> {
+  try {
+    if (options.make) await mkdir(folder, { recursive: true, mode: 0o700 })
+    await access(folder, constants.W_OK | constants.X_OK)
+  } catch (error) {
+    throwUnwritable(folder, error)
+  }
+}
+
+function throwUnwritable(folder: string, cause: unknown): never {
+  if (isDiskFull(cause)) rethrow(cause)
+  throw new SluiceError('usage', `${folder} cannot be written to`, {
+    hint: 'Name a file in a folder that exists and that you may write to.',
+    cause,
+  })
 }
 
 /** A link, unlike a rename, fails when the name is taken; false where a file system has no links. */
@@ -69,7 +90,12 @@ export async function requireFree(target: string, options: { force: boolean }): 
   let facts
   try {
     facts = await lstat(target)
-  } catch {
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ENAMETOOLONG')
+      throw new SluiceError('usage', `${target} is longer than a name may be`, {
+        hint: 'Give the source a shorter name, or name the result yourself.',
+        cause,
+      })
     // Whatever else keeps it from being seen shows again when it is made.
     return
   }

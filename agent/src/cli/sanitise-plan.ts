@@ -1,7 +1,7 @@
 /** Decides, before anything is decoded, which files `sanitise` takes and what its results will be called. */
 import { lstat, readdir } from 'node:fs/promises'
 import path from 'node:path'
-import { SluiceError } from '@sluice/protocol/errors'
+import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import type { NormalisedMedium } from '../capture/normalised.ts'
 
 /** One file to be taken, and where its results go: a stem that gets the right extension. */
@@ -11,6 +11,8 @@ export type Plan = {
   files: PlannedFile[]
   /** Names that begin with a dot, links and devices: they are passed over. */
   skipped: number
+  /** Folders within `in` whose files nobody could list; nothing is known of them. */
+  unlisted: { folder: string; error: SluiceError }[]
   /** Whether `in` is a folder, so that one refusal does not end it all. */
   many: boolean
   /** Set when the person named the result itself: its extension must be right. */
@@ -30,14 +32,16 @@ export async function planSanitise(input: string, output: string | undefined): P
   })
   if (facts.isDirectory()) return planFolder(input, output)
   const name = path.basename(input, path.extname(input))
-  if (output === undefined) return { files: [{ file: input, stem: name }], skipped: 0, many: false }
+  if (output === undefined) return { files: [{ file: input, stem: name }], ...alone }
   if (output.endsWith(path.sep) || (await isFolder(output))) {
     const stem = path.join(output, name)
-    return { files: [{ file: input, stem }], skipped: 0, many: false }
+    return { files: [{ file: input, stem }], ...alone }
   }
   const stem = output.slice(0, output.length - path.extname(output).length)
-  return { files: [{ file: input, stem }], skipped: 0, many: false, named: output }
+  return { files: [{ file: input, stem }], ...alone, named: output }
 }
+
+const alone = { skipped: 0, unlisted: [], many: false }
 
 async function planFolder(input: string, output: string | undefined): Promise<Plan> {
   if (output !== undefined && !(await isFolder(output)) && (await isThere(output)))
@@ -46,9 +50,14 @@ async function planFolder(input: string, output: string | undefined): Promise<Pl
     })
   const into = output === undefined ? undefined : path.resolve(output)
   const found: string[] = []
+  const unlisted: Plan['unlisted'] = []
   let skipped = 0
   const walk = async (folder: string): Promise<void> => {
-    const entries = await readdir(folder, { withFileTypes: true })
+    const entries = await listFolder(folder).catch((error: unknown) => {
+      if (!isSluiceError(error) || folder === input) throw error
+      unlisted.push({ folder, error })
+      return []
+    })
     for (const entry of entries.toSorted((one, other) => (one.name < other.name ? -1 : 1))) {
       const file = path.join(folder, entry.name)
       if (path.resolve(file) === into) continue
@@ -59,12 +68,30 @@ async function planFolder(input: string, output: string | undefined): Promise<Pl
     }
   }
   await walk(input)
-  return { files: stems(found, { input, output: output ?? '' }), skipped, many: true }
+  return { files: stems(found, { input, output: output ?? '' }), skipped, unlisted, many: true }
+}
+
+/** @throws SluiceError `media.not_a_file` with the reason. */
+function listFolder(folder: string) {
+  return readdir(folder, { withFileTypes: true }).catch((cause: NodeJS.ErrnoException) => {
+    if (cause.code === undefined) throw cause
+    const why =
+      cause.code === 'ENOENT' && folder.includes('\u{fffd}')
+        ? 'its name is not UTF-8; give it another one'
+        : cause.code === 'EACCES'
+          ? 'it may not be read'
+          : cause.code
+    throw new SluiceError('media.not_a_file', `the folder cannot be read: ${why}`, {
+      hint: 'Nothing in it was looked at. Name folders that you may read.',
+      cause,
+    })
+  })
 }
 
 /** Two sources that differ only in their extension keep it, so that neither result hides the other. */
 function stems(files: readonly string[], to: { input: string; output: string }): PlannedFile[] {
   const shortOf = (file: string) => file.slice(0, file.length - path.extname(file).length)
+  const whole = new Set(files.map((file) => file.toLowerCase()))
   const count = new Map<string, number>()
   for (const file of files) {
     // Some file systems take upper and lower case for the same.
@@ -72,8 +99,11 @@ function stems(files: readonly string[], to: { input: string; output: string }):
     count.set(key, (count.get(key) ?? 0) + 1)
   }
   return files.map((file) => {
-    const alone = count.get(shortOf(file).toLowerCase()) === 1
-    const name = path.relative(to.input, alone ? shortOf(file) : file)
+    const short = shortOf(file)
+    // Another one's whole name may be this one's short one: `a.jpg` beside `a.jpg.png`.
+    const taken = short !== file && whole.has(short.toLowerCase())
+    const free = !taken && count.get(short.toLowerCase()) === 1
+    const name = path.relative(to.input, free ? short : file)
     return { file, stem: path.join(to.output, name) }
   })
 }

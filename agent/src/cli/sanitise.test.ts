@@ -13,6 +13,7 @@ import {
   unlinkSync,
   writeFileSync,
 } from 'node:fs'
+import { watch } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, afterEach, describe, it } from 'node:test'
@@ -71,7 +72,7 @@ describe('sluice-agent sanitise, of a file', () => {
     const bytesOut = statSync(at('out', 'source.jpg')).size
     assert.deepEqual(rest, {
       ...{ profile: 'analysis', isolation, check: false },
-      ...{ accepted: 1, refused: 0, skipped: 0, bytesIn: bytes.length, bytesOut },
+      ...{ accepted: 1, refused: 0, skipped: 0, notReached: 0, bytesIn: bytes.length, bytesOut },
     })
     const { written, ...facts } = files[0] as { written: Record<string, unknown>[] }
     assert.deepEqual(facts, {
@@ -232,6 +233,71 @@ describe('sluice-agent sanitise, of a folder', () => {
     assert.deepEqual(readdirSync(from, { recursive: true }), before)
   })
 
+  it('goes on beside a folder that cannot be listed, and says so', async () => {
+    const from = inbox('unlisted')
+    // No name of text is that of this folder, so nobody reaches it, whoever runs the test.
+    mkdirSync(Buffer.concat([Buffer.from(`${from}/`), Buffer.from([0xff])]))
+    const { accepted, refused, files } = await json('--check', from)
+    assert.deepEqual([accepted, refused], [2, 2])
+    const folderThere = files.find(({ path: name }) => String(name).endsWith('\u{fffd}'))
+    assert.equal(folderThere?.['code'], 'media.not_a_file')
+    assert.match(String(folderThere?.['message']), /not UTF-8/)
+  })
+
+  it('takes names as long as names may be, and says of a longer result what is wrong', async () => {
+    const from = at('long-names')
+    mkdirSync(from)
+    writeFileSync(path.join(from, `${'l'.repeat(251)}.jpg`), bytes)
+    writeFileSync(path.join(from, 'm'.repeat(255)), bytes)
+    const { accepted, files } = await json(from, at('long-names-clean'))
+    assert.equal(accepted, 1)
+    assert.deepEqual(readdirSync(at('long-names-clean')), [`${'l'.repeat(251)}.jpg`])
+    assert.match(String(files[1]?.['message']), /longer than a name may be/)
+  })
+
+  it('looks whether results can be written before it takes any source', async () => {
+    writeFileSync(at('no-folder'), '')
+    const from = at('words-only')
+    mkdirSync(from)
+    writeFileSync(path.join(from, 'words.jpg'), 'only words')
+    const none = path.join(at('no-folder'), 'below')
+    await assert.rejects(run(from, none), { code: 'usage', message: /cannot be written to/ })
+    await assert.rejects(run(path.join(from, 'words.jpg'), path.join(none, 'x.jpg')), {
+      code: 'usage',
+    })
+  })
+
+  it('never lets one result take the place of another, told to overwrite or not', async () => {
+    const from = at('pages')
+    mkdirSync(from)
+    const page = await picture.clone().tiff().toBuffer()
+    await sharp([page, page], { join: { animated: true } })
+      .tiff()
+      .toFile(path.join(from, 'scan.tif'))
+    await picture.clone().png().toFile(path.join(from, 'scan-2.png'))
+    const { accepted, files } = await json('--force', from, at('pages-clean'))
+    assert.equal(accepted, 1)
+    const late = files.find(({ verdict }) => verdict === 'refused')
+    assert.match(String(late?.['message']), /scan-2\.png is what another source became/)
+  })
+
+  it('leaves nothing half-written when it is ended, and says what it did not reach', async () => {
+    const from = at('ended')
+    mkdirSync(from)
+    for (let each = 0; each < 300; each += 1) linkSync(source, path.join(from, `${each}.jpg`))
+    mkdirSync(at('ended-clean'))
+    const answer = json(from, at('ended-clean'))
+    const deadline = AbortSignal.timeout(60_000)
+    for await (const _ of watch(at('ended-clean'), { signal: deadline })) break
+    process.emit('SIGHUP')
+    const { accepted, refused, notReached } = await answer
+    assert.equal(process.exitCode, 1)
+    assert.equal(refused, 0)
+    assert.ok(Number(notReached) > 0)
+    assert.equal(Number(accepted) + Number(notReached), 300)
+    assert.equal(readdirSync(at('ended-clean')).length, accepted)
+  })
+
   it('refuses a file as the place for a folder', async () => {
     writeFileSync(at('a-file'), '')
     await assert.rejects(run(inbox('nowhere'), at('a-file')), { code: 'usage' })
@@ -247,6 +313,13 @@ describe('names of results', () => {
     assert.deepEqual(
       files.map(({ stem }) => stem),
       ['out/X.jpg', 'out/x.heic', 'out/y', 'out/z'],
+    )
+    mkdirSync(at('whole-names'))
+    const whole = ['a.JPG', 'a.jpg.png', 'a.png']
+    for (const name of whole) writeFileSync(at('whole-names', name), '')
+    assert.deepEqual(
+      (await planSanitise(at('whole-names'), 'out')).files.map(({ stem }) => stem),
+      whole.map((name) => `out/${name}`),
     )
     const planned = { file: 'y.mov', stem: 'out/y' }
     assert.deepEqual(targetsOf(planned, [{ extension: 'mp4' }, { extension: 'flac' }]), [

@@ -1,5 +1,4 @@
 /** `sluice-agent sanitise`: the gate alone, for files and whole folders, to see what would leave this host. */
-import { mkdir } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { Command, Option } from 'commander'
@@ -11,7 +10,7 @@ import { gatePolicy } from '../capture/gate-policy.ts'
 import type { NormalisedMedium } from '../capture/normalised.ts'
 import { openPicturePool } from '../capture/picture-pool.ts'
 import { createScanner } from '../capture/scan.ts'
-import { openNewFile, requireFree } from './new-file.ts'
+import { openNewFile, requireFolder, requireFree } from './new-file.ts'
 import { barText, createLine, nameText, sizeText } from './output.ts'
 import { configOf } from './program.ts'
 import {
@@ -106,6 +105,9 @@ export function sanitiseCommand(
     )
 }
 
+/** Ctrl-C, the end of a terminal and `kill`: what is under way is broken off, and nothing of it left. */
+const endSignals = ['SIGINT', 'SIGHUP', 'SIGTERM'] as const
+
 async function sanitise(
   options: SanitiseOptions & { input: string; output: string | undefined },
   print: (text: string) => void,
@@ -117,16 +119,20 @@ async function sanitise(
       hint: 'Name a file or folder for the result, or say --check to only judge.',
     })
   const plan = await planSanitise(input, output)
+  if (output !== undefined) {
+    const folder = plan.many ? output : path.dirname(plan.files[0]?.stem ?? output)
+    await requireFolder(folder, { make: plan.many })
+  }
   const ending = new AbortController()
   const interrupt = () => ending.abort()
-  process.once('SIGINT', interrupt)
+  for (const signal of endSignals) process.once(signal, interrupt)
   const line = createLine(process.stderr)
   try {
     const { gate, profile } = await gateFor(options, ending.signal)
     await using pictures = openPicturePool(gate)
     const run: Run = {
       ...{ plan, sources: await identitiesOf(plan.files), gate: { ...gate, pictures } },
-      ...{ force: options.force === true, check },
+      ...{ force: options.force === true, check, claimed: new Set() },
     }
     const results: (Accepted | Refused)[] = []
     line.set(`0 of ${plan.files.length}`)
@@ -137,16 +143,22 @@ async function sanitise(
       const { length: done } = results
       line.set(`${barText(done, plan.files.length)}  ${done} of ${plan.files.length}`)
     }
-    const failures = await takeAll(run, { tell, signal: ending.signal, width: pictures.width })
-    line.clear()
-    report({ results, plan, profile, isolation: gate.isolation, check, json }, print)
+    const failures = plan.unlisted.map(({ error }) => error)
+    for (const { folder, error } of plan.unlisted) tell(refusalOf(folder, error))
+    try {
+      await takeAll(run, failures, { tell, signal: ending.signal, width: pictures.width })
+    } finally {
+      // Also when a full disk ends it all: what is there by then was written whole.
+      line.clear()
+      report({ results, plan, profile, isolation: gate.isolation, check, json }, print)
+    }
     const failure = failures[0]
     if (failure !== undefined && !plan.many && !json) throw failure
     process.exitCode = worstOf(failures)
     if (ending.signal.aborted) process.exitCode = exitCodes.failed
   } finally {
     line.clear()
-    process.off('SIGINT', interrupt)
+    for (const signal of endSignals) process.off(signal, interrupt)
   }
 }
 
@@ -173,15 +185,17 @@ type Run = {
   gate: Gate
   force: boolean
   check: boolean
+  /** Results of this run: none takes the place of another, whether told to overwrite or not. */
+  claimed: Set<string>
 }
 
-/** @returns What was refused or failed, in the order it came. */
+/** @param failures Gets what is refused or fails, in the order it comes. */
 async function takeAll(
   run: Run,
+  failures: SluiceError[],
   on: { tell: (result: Accepted | Refused) => void; signal: AbortSignal; width: number },
-): Promise<SluiceError[]> {
+): Promise<void> {
   const { plan } = run
-  const failures: SluiceError[] = []
   const waiting = [...plan.files]
   let ended = false
   const work = async (): Promise<void> => {
@@ -189,21 +203,22 @@ async function takeAll(
       try {
         on.tell(await takeOne(next, run))
       } catch (error) {
-        if (!isSluiceError(error) || endsAll(error)) throw error
+        if (!isSluiceError(error) || endsAll(error)) {
+          waiting.length = 0
+          ended = true
+          throw error
+        }
         // What is under way when all ends is broken off, which says nothing about the medium.
         if (on.signal.aborted || ended) return
         failures.push(error)
-        on.tell(refusalOf(next, error))
+        on.tell(refusalOf(next.file, error))
       }
     }
   }
-  try {
-    await Promise.all(Array.from({ length: Math.min(on.width, waiting.length) }, work))
-  } finally {
-    ended = true
-    waiting.length = 0
-  }
-  return failures
+  const workers = Array.from({ length: Math.min(on.width, waiting.length) }, work)
+  // All of them, so that nothing is written any more once the report is.
+  for (const worker of await Promise.allSettled(workers))
+    if (worker.status === 'rejected') throw worker.reason
 }
 
 /** Nothing after it would go better. */
@@ -221,8 +236,9 @@ async function takeOne(planned: PlannedFile, run: Run): Promise<Accepted> {
     targets[0] = plan.named
   }
   if (!check) {
-    if (plan.many) await mkdir(path.dirname(planned.stem), { recursive: true, mode: 0o700 })
+    if (plan.many) await requireFolder(path.dirname(planned.stem), { make: true })
     // Before anything is written, so that a film isn't left without its sound.
+    claim(targets, run)
     for (const target of targets) {
       await requireNoSource(target, run.sources)
       await requireFree(target, { force })
@@ -247,6 +263,16 @@ async function takeOne(planned: PlannedFile, run: Run): Promise<Accepted> {
   }
 }
 
+/** @throws SluiceError `usage` when another source of this run has the name, as a page of it may. */
+function claim(targets: readonly string[], { claimed }: Run): void {
+  const taken = targets.find((target) => claimed.has(target))
+  if (taken !== undefined)
+    throw new SluiceError('usage', `${taken} is what another source became`, {
+      hint: 'Take this one by itself, and name its result.',
+    })
+  for (const target of targets) claimed.add(target)
+}
+
 async function writeWhole(
   target: string,
   what: Pick<NormalisedMedium, 'content'> & { force: boolean },
@@ -256,7 +282,7 @@ async function writeWhole(
   await file.finish()
 }
 
-function refusalOf({ file }: PlannedFile, { code, message, hint }: SluiceError): Refused {
+function refusalOf(file: string, { code, message, hint }: SluiceError): Refused {
   return { path: file, verdict: 'refused', code, message, ...(hint === undefined ? {} : { hint }) }
 }
 
@@ -283,12 +309,14 @@ function report(
   const { results, plan, profile, isolation, check } = on
   const accepted = results.filter((each) => each.verdict === 'accepted')
   const refused = results.length - accepted.length
+  const notReached = plan.files.length + plan.unlisted.length - results.length
   const bytesIn = accepted.reduce((sum, { source }) => sum + (source?.bytes ?? 0), 0)
   const bytesOut = accepted
     .flatMap(({ written }) => written)
     .reduce((sum, { bytes }) => sum + bytes, 0)
   if (on.json) {
-    const counts = { accepted: accepted.length, refused, skipped: plan.skipped, bytesIn, bytesOut }
+    const { skipped } = plan
+    const counts = { accepted: accepted.length, refused, skipped, notReached, bytesIn, bytesOut }
     // In the order of their names, however they came.
     const files = results.toSorted((one, other) => (one.path < other.path ? -1 : 1))
     return print(JSON.stringify({ profile, isolation, check, ...counts, files }, null, 2))
@@ -296,7 +324,8 @@ function report(
   if (!plan.many) return
   const skipped = plan.skipped === 0 ? '' : `, ${plan.skipped} passed over`
   const sizes = `${sizeText(bytesIn)} -> ${sizeText(bytesOut)}`
-  print(`${accepted.length} accepted, ${refused} refused${skipped}; ${sizes}`)
+  const rest = notReached === 0 ? '' : `, ${notReached} not reached`
+  print(`${accepted.length} accepted, ${refused} refused${skipped}${rest}; ${sizes}`)
 }
 
 function textOf(result: Accepted | Refused, check: boolean): string {
