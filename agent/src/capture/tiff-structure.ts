@@ -3,6 +3,8 @@ import { limits } from '@sluice/protocol/limits'
 import { DamagedPicture, TooLargePicture, UnsupportedPicture } from './damaged-picture.ts'
 import { orientationOf, requireSizes } from './picture-facts.ts'
 import type { LabForm, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
+import { canUnpack, rasterBytes, readRaster } from './tiff-raster.ts'
+import type { Raster, RasterForm } from './tiff-raster.ts'
 
 type Entry = { tag: number; type: number; count: number; valueAt: number }
 type Directory = { at: number; entries: Map<number, Entry>; next: number; nextAt: number }
@@ -30,13 +32,22 @@ const tags = {
   bits: 258,
   compression: 259,
   photometric: 262,
+  fillOrder: 266,
   stripOffsets: 273,
   orientation: 274,
   samples: 277,
+  rowsPerStrip: 278,
   stripBytes: 279,
+  planar: 284,
+  predictor: 317,
+  colours: 320,
+  tileWidth: 322,
+  tileHeight: 323,
   tileOffsets: 324,
   tileBytes: 325,
   subDirectories: 330,
+  inks: 332,
+  extraSamples: 338,
   sampleFormat: 339,
   icc: 34675,
   dngVersion: 50706,
@@ -111,6 +122,10 @@ export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
   if (whole.length > wanted.length) removed.add('further-pictures')
   const icc = contentOf(layout, first.entries.get(tags.icc))
   const lab = labForms.get(numberOf(layout, first, tags.photometric) ?? 0)
+  if (lab !== undefined) patches.push(...asRgb(wanted))
+  const { decodable, damagedPieceAt } = arranged(layout, wanted, { directories, patches })
+  const brokenAt = damagedAt ?? damagedPieceAt
+  if (brokenAt !== undefined && !options.salvage) throw new DamagedPicture(brokenAt)
   return {
     pages: wanted.map((directory, i) => ({
       index: directories.indexOf(directory),
@@ -121,11 +136,159 @@ export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
     removed,
     codedAt:
       numberOf(layout, first, tags.stripOffsets) ?? numberOf(layout, first, tags.tileOffsets) ?? 8,
-    decodable: patched(layout, lab === undefined ? patches : [...patches, ...asRgb(wanted)]),
+    decodable,
     ...(lab === undefined ? {} : { lab }),
     ...(icc === undefined ? {} : { icc }),
-    ...(damagedAt === undefined ? {} : { damagedAt }),
+    ...(brokenAt === undefined ? {} : { damagedAt: brokenAt }),
   }
+}
+
+/**
+ * The file for the decoder: what it would read otherwise or not at all, unpacked behind its end, in a directory
+ * that takes the place of the page's own.
+ */
+function arranged(
+  layout: Layout,
+  wanted: readonly Directory[],
+  file: { directories: readonly Directory[]; patches: readonly Patch[] },
+): { decodable: Buffer; damagedPieceAt?: number } {
+  const forms = wanted.flatMap((directory) => {
+    const form = rasterForm(layout, directory)
+    return form === undefined ? [] : [{ directory, form }]
+  })
+  const sum = forms.reduce((bytes, { form }) => bytes + rasterBytes(form), 0)
+  if (sum > rasterBytesMax) throw new TooLargePicture('memory')
+  const copy = patched(layout, file.patches)
+  const parts = [copy]
+  let end = copy.length
+  let damagedPieceAt: number | undefined
+  const moved: Patch[] = []
+  for (const { directory, form } of forms) {
+    const raster = readRaster(form)
+    damagedPieceAt ??= raster.damagedAt
+    const at = end + (end % 2)
+    const from = { ...layout, bytes: copy }
+    const { part, directoryAt, nextAt } = rasterDirectory(from, { directory, form, raster, at })
+    parts.push(Buffer.alloc(end % 2), part)
+    end = at + part.length
+    const width = layout.big ? 8 : 4
+    const before = file.directories[file.directories.indexOf(directory) - 1]
+    moved.push({ at: before?.nextAt ?? width, bytes: width, value: directoryAt })
+    // The one behind it is found from the new one.
+    directory.nextAt = nextAt
+  }
+  if (forms.length === 0) return { decodable: copy }
+  const decodable = patched({ ...layout, bytes: Buffer.concat(parts) }, moved)
+  return { decodable, ...(damagedPieceAt === undefined ? {} : { damagedPieceAt }) }
+}
+
+/** The decoder needs as much again, and has a gigabyte. */
+const rasterBytesMax = 250_000_000
+
+/** @returns undefined for what decoders know: samples side by side, of 1 to 16 bits in powers of two. */
+function rasterForm(layout: Layout, directory: Directory): RasterForm | undefined {
+  const { entries } = directory
+  const number = (tag: number) => numberOf(layout, directory, tag)
+  const samples = number(tags.samples) ?? 1
+  const [bits = 1, ...others] = numbersOf(layout, entries.get(tags.bits), samples)
+  const planes = number(tags.planar) === 2 && samples > 1
+  const odd = ![1, 2, 4, 8, 16].includes(bits) || (bits < 8 && samples > 1)
+  const compression = number(tags.compression) ?? 1
+  // Those of three planes in JPEG the decoder puts together by itself.
+  if (!odd && (!planes || compression === 7)) return undefined
+  const photometric = number(tags.photometric) ?? 1
+  const differences = number(tags.predictor) === 2
+  if (
+    others.some((other) => other !== bits) ||
+    photometric === 6 ||
+    (photometric === 3 && bits !== 8 && bits !== 16) ||
+    !canUnpack({ compression, bits, differences })
+  ) {
+    throw new UnsupportedPicture(odd ? 'odd-samples' : 'compression')
+  }
+  const size = sizeOf(layout, directory)
+  const tiled = entries.has(tags.tileOffsets)
+  const offsets = entries.get(tiled ? tags.tileOffsets : tags.stripOffsets)
+  const lengths = entries.get(tiled ? tags.tileBytes : tags.stripBytes)
+  const sizes = [...numbersOf(layout, lengths, piecesMax)]
+  const pieces = [...numbersOf(layout, offsets, piecesMax)].map((at, i) => ({
+    at,
+    bytes: sizes[i] ?? layout.bytes.length - at,
+  }))
+  const pieceWidth = tiled ? (number(tags.tileWidth) ?? 0) : size.widthPixels
+  const rows = tiled ? number(tags.tileHeight) : number(tags.rowsPerStrip)
+  const pieceHeight = tiled ? (rows ?? 0) : Math.min(rows ?? size.heightPixels, size.heightPixels)
+  const rowsInFile = pieceWidth > 0 && pieceHeight > 0
+  // A tile larger than any page is no tile.
+  if (!rowsInFile || pieceWidth * pieceHeight > limits.imagePixelsMax) {
+    throw new DamagedPicture(directory.at)
+  }
+  return {
+    ...size,
+    bytes: layout.bytes,
+    little: layout.little,
+    ...{ samples, bits, compression, differences, planes, pieces, pieceWidth, pieceHeight },
+    reversed: number(tags.fillOrder) === 2,
+    scaled: photometric !== 3,
+  }
+}
+
+/** What of a directory describes the samples themselves, and not how they lie. */
+const kept = [tags.width, tags.height, tags.photometric, tags.colours, tags.inks, tags.extraSamples]
+
+/** One strip without compression, and behind it the directory that describes it. */
+function rasterDirectory(
+  { bytes, big, little }: Layout,
+  page: { directory: Directory; form: RasterForm; raster: Raster; at: number },
+): { part: Buffer; directoryAt: number; nextAt: number } {
+  const { directory, form, raster, at } = page
+  const offsetBytes = big ? 8 : 4
+  const headBytes = 4 + offsetBytes
+  const number = (value: number, width: number) => {
+    const field = Buffer.alloc(width)
+    // No offset here needs the upper half of eight bytes.
+    const low = width === 8 && !little ? 4 : 0
+    if (little) field.writeUIntLE(value, low, Math.min(width, 4))
+    else field.writeUIntBE(value, low, Math.min(width, 4))
+    return field
+  }
+  const entry = (tag: number, type: 3 | 4, values: readonly number[]) => {
+    const content = Buffer.concat(values.map((value) => number(value, type === 3 ? 2 : 4)))
+    const inline = Buffer.alloc(offsetBytes)
+    content.copy(inline)
+    const pointer = content.length > offsetBytes ? number(bitsAt, offsetBytes) : inline
+    const head = [number(tag, 2), number(type, 2), number(values.length, offsetBytes)]
+    return [tag, Buffer.concat([...head, pointer])] as const
+  }
+  const bits = Array.from({ length: form.samples }, () => raster.bits)
+  const bitsBlock = Buffer.concat(bits.map((value) => number(value, 2)))
+  const bitsAt = at + raster.samples.length + (raster.samples.length % 2)
+  const rows = new Map([
+    ...[...kept, tags.icc].flatMap((tag) => {
+      const found = directory.entries.get(tag)
+      if (found === undefined) return []
+      const start = found.valueAt - headBytes
+      return [[tag, bytes.subarray(start, start + headBytes + offsetBytes)] as const]
+    }),
+    entry(tags.bits, 3, bits),
+    entry(tags.compression, 3, [1]),
+    entry(tags.stripOffsets, 4, [at]),
+    entry(tags.samples, 3, [form.samples]),
+    entry(tags.rowsPerStrip, 4, [form.heightPixels]),
+    entry(tags.stripBytes, 4, [raster.samples.length]),
+    entry(tags.planar, 3, [1]),
+  ])
+  const sorted = [...rows].toSorted(([one], [other]) => one - other).map(([, row]) => row)
+  const directoryAt = bitsAt + bitsBlock.length
+  const part = Buffer.concat([
+    raster.samples,
+    Buffer.alloc(raster.samples.length % 2),
+    bitsBlock,
+    number(sorted.length, big ? 8 : 2),
+    ...sorted,
+    number(directory.next, offsetBytes),
+  ])
+  return { part, directoryAt, nextAt: at + part.length - offsetBytes }
 }
 
 const labForms = new Map<number, LabForm>([
@@ -312,9 +475,12 @@ const piecesMax = 400_000
 function requireDecodable(layout: Layout, directory: Directory): void {
   const samples = numberOf(layout, directory, tags.samples) ?? 1
   if (samples > 5) throw new UnsupportedPicture('many-channels')
+  // JPEG as TIFF 6.0 had it, withdrawn since: decoders answer with nothing, and do not say so.
+  if (numberOf(layout, directory, tags.compression) === 6)
+    throw new UnsupportedPicture('compression')
   for (const bits of numbersOf(layout, directory.entries.get(tags.bits), 5)) {
     if (bits > 16) throw new UnsupportedPicture('deep-samples')
-    if (![1, 2, 4, 8, 16].includes(bits)) throw new UnsupportedPicture('odd-samples')
+    if (bits < 1) throw new UnsupportedPicture('odd-samples')
   }
   // 1 unsigned, 2 signed, 3 floating point, 4 undefined, which writers use for unsigned.
   for (const format of numbersOf(layout, directory.entries.get(tags.sampleFormat), 5)) {

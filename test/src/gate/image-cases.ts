@@ -6,6 +6,7 @@ import { hostileImageCases } from './hostile-image-cases.ts'
 import { jpegCases } from './jpeg-cases.ts'
 import { pngCases } from './png-cases.ts'
 import { tiffAndBmpCases } from './tiff-and-bmp-cases.ts'
+import { tiffRasterCases } from './tiff-raster-cases.ts'
 import { webCases } from './web-cases.ts'
 import { wornPictureCases } from './worn-picture-cases.ts'
 
@@ -15,6 +16,7 @@ export const imageCases: readonly GateCase[] = [
   ...wornPictureCases,
   ...webCases,
   ...tiffAndBmpCases,
+  ...tiffRasterCases,
   ...heicCases,
   ...hostileImageCases,
 ]
