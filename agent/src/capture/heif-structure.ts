@@ -54,6 +54,9 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
   const meta = readMeta(bytes, metaBox)
   const { primary } = meta
   const item = primary === undefined ? undefined : meta.items.get(primary)
+  if (meta.items.size === 0 && boxes.some(({ type }) => type === 'moov')) {
+    throw new UnsupportedPicture('sequence')
+  }
   if (primary === undefined || item === undefined) throw new DamagedPicture(metaBox.start)
   // Behind the last item nothing of a picture is missing, whatever stands there.
   const missing = missingExtent(bytes, meta)

@@ -197,6 +197,8 @@ function rasterForm(layout: Layout, directory: Directory): RasterForm | undefine
   // Those of three planes in JPEG the decoder puts together by itself.
   if (!odd && (!planes || compression === 7)) return undefined
   const photometric = number(tags.photometric) ?? 1
+  // Indices of 4 bits beside alpha the decoder looks up by itself.
+  if (photometric === 3 && !planes && [1, 2, 4].includes(bits)) return undefined
   const differences = number(tags.predictor) === 2
   if (
     others.some((other) => other !== bits) ||

@@ -10,7 +10,7 @@ import { detectIsolation } from '@sluice/agent/sandbox'
 import sharp from 'sharp'
 
 import type { GateCase, Outcome } from './cases.ts'
-import { box, codeHevc, makeHeic } from './make-heif.ts'
+import { box, u32, codeHevc, makeHeic } from './make-heif.ts'
 import type { CodedPicture, HeifParts } from './make-heif.ts'
 import { exifBlock } from './make-pictures.ts'
 import { drawScene, picture, pixelsOf, turned } from './pixels.ts'
@@ -204,6 +204,17 @@ export const heicCases: readonly GateCase[] = [
     make: file('a.heic', () =>
       Buffer.concat([
         box('ftyp', Buffer.from('msf1\0\0\0\0hevc')),
+        box('moov', box('mvhd', Buffer.alloc(100))),
+      ]),
+    ),
+    refused: { code: 'media.unsupported', says: /film/ },
+  },
+  {
+    name: 'an AVIF sequence that says of a still picture only that there is none',
+    make: file('a.avif', () =>
+      Buffer.concat([
+        box('ftyp', Buffer.from('avis\0\0\0\0msf1')),
+        box('meta', u32(0), box('hdlr', Buffer.alloc(24))),
         box('moov', box('mvhd', Buffer.alloc(100))),
       ]),
     ),
