@@ -12,6 +12,9 @@ const intoMp4 =
 const exportAsPicture = 'Export the picture as JPEG, PNG or TIFF first.'
 const printAsPicture = 'Export the pages as PNG or TIFF on a machine that has nothing to lose.'
 export const develop = 'Develop it in a raw converter, and submit the JPEG or TIFF.'
+/** Loses nothing that WAV of up to 24 bits holds. */
+export const intoFlac = 'Export it as WAV or FLAC (ffmpeg -i FILE FILE.flac).'
+const renderSound = 'Render it to sound first.'
 const unpack = 'Unpack it, and submit the media in it one by one.'
 const nameTheMedium = 'Submit the medium itself, not a list or page that points to it.'
 const notMedia = 'Programs are never taken; if a camera wrote this, its card is infected.'
@@ -69,7 +72,31 @@ const magics: readonly (readonly [string, Foreign, number?])[] = [
   ...['000000014001', '000000014601', '0000014001', '0000014601'].map(
     (start) => [start, called('a bare HEVC stream', intoMp4)] as const,
   ),
-  [hex('MThd'), called('MIDI', 'Render it to sound first.')],
+  [hex('MThd'), called('MIDI', renderSound)],
+  [hex('IMPM'), called('a tracker module', renderSound)],
+  [hex('Extended Module:'), called('a tracker module', renderSound)],
+  [hex('SCRM'), called('a tracker module', renderSound), 44],
+  [hex('M.K.'), called('a tracker module', renderSound), 1080],
+  [hex('caff'), called('a Core Audio file (CAF)', intoFlac)],
+  [hex('.snd'), called('a Sun or NeXT sound (AU)', intoFlac)],
+  [hex('dns.'), called('a Sun or NeXT sound (AU)', intoFlac)],
+  [hex('Creative Voice File'), called('a Creative voice file (VOC)', intoFlac)],
+  ['726966662e91cf11', called('Wave64', intoFlac)],
+  [hex('wvpk'), called('WavPack', intoFlac)],
+  [hex('MAC '), called("Monkey's Audio", intoFlac)],
+  [hex('MPCK'), called('Musepack', intoFlac)],
+  [hex('MP+'), called('Musepack', intoFlac)],
+  [hex('TTA1'), called('True Audio', intoFlac)],
+  [hex('DSD '), called('DSD', intoFlac)],
+  [hex('FRM8'), called('DSD', intoFlac)],
+  [hex('ADIF'), called('AAC without frames (ADIF)', intoFlac)],
+  [hex('.ra\xfd'), called('RealAudio', intoFlac)],
+  [hex('.RMF'), called('RealMedia', exportAgain)],
+  [hex('#!SILK'), called('SILK', exportAgain)],
+  [hex('\x02#!SILK'), called('SILK', exportAgain)],
+  [hex('#!iLBC'), called('iLBC', intoFlac)],
+  ['0b77', called('AC-3', intoFlac)],
+  ['7ffe8001', called('DTS', intoFlac)],
   ['504b0304', archive('a ZIP archive')],
   ['504b0506', archive('a ZIP archive')],
   ['504b0708', archive('a ZIP archive')],

@@ -28,6 +28,8 @@ export type FramesFacts = {
   cut: boolean
   /** Whether what follows has another sampling rate, or other channels, than the first frame. */
   changes: boolean
+  /** Whether AMR says of some frames that nobody spoke, in place of what was heard. */
+  pauses: boolean
   /** Kinds of what lies between the frames and behind them. */
   removed: string[]
 }
@@ -60,7 +62,7 @@ export async function walkFrames(source: Readable, walk: FramesWalk): Promise<Fr
   const runs: FramesRun[] = [{ start: from, end: from }]
   const facts = {
     ...{ sampleRateHz: 0, channels: 0, frames: 0, samples: 0, end: from },
-    ...{ cut: false, changes: false },
+    ...{ cut: false, changes: false, pauses: false },
   }
   let damagedAt: number | undefined
   for (let at = from; at < to;) {
@@ -98,9 +100,10 @@ export async function walkFrames(source: Readable, walk: FramesWalk): Promise<Fr
 }
 
 function addFrame(
-  facts: Pick<FramesFacts, 'sampleRateHz' | 'channels' | 'frames' | 'samples' | 'changes'>,
-  frame: { sampleRateHz: number; channels: number; samples: number },
+  facts: Omit<FramesFacts, 'runs' | 'end' | 'partial' | 'removed'>,
+  frame: { sampleRateHz: number; channels: number; samples: number; pause?: boolean },
 ): void {
+  facts.pauses ||= frame.pause === true
   if (facts.frames === 0) {
     facts.sampleRateHz = frame.sampleRateHz
     facts.channels = frame.channels
@@ -198,8 +201,12 @@ function readAmrHeader(head: Buffer, format: 'amr' | 'awb') {
   const frameBytes = amrBytes[format][(byte >> 3) & 15] ?? 0
   if (frameBytes === 0 || (byte & 0x83) !== 0) return undefined
   const sampleRateHz = format === 'amr' ? 8000 : 16_000
-  return { frameBytes, sampleRateHz, samples: sampleRateHz / 50, channels: 1 }
+  const pause = ((byte >> 3) & 15) >= pauseTypes[format]
+  return { frameBytes, sampleRateHz, samples: sampleRateHz / 50, channels: 1, pause }
 }
+
+/** Comfort noise, frames that were lost and those without data come behind the types of speech. */
+const pauseTypes = { amr: 8, awb: 9 }
 
 /** A last block is filled with zeros, which are no frame whatever they begin like. */
 async function isBlank(source: Readable, from: number, to: number): Promise<boolean> {

@@ -389,9 +389,27 @@ describe('normaliseSound without ffmpeg', () => {
     assert.deepEqual(sound.bytes, expected)
   })
 
+  it('says how samples of a telephone are coded, and leaves what has a sign to ffmpeg', async () => {
+    const file = path.join(folder, 'mulaw.wav')
+    const mulaw = Buffer.from(wav)
+    mulaw.writeUInt16LE(7, 20)
+    writeFileSync(file, Buffer.concat([Buffer.from('ID3\x04\0\0\0\0\0\0', 'latin1'), mulaw]))
+    const [sound] = await normalise(file, { ffmpeg: undefined })
+    assert.deepEqual([sound?.bytes.readUInt16LE(20), sound?.removed], [7, ['id3', 'text']])
+    assert.equal(sound?.bytes.subarray(44, 47).toString('hex'), '010203')
+    const aiff = path.join(folder, 'signed.aifc')
+    writeFileSync(
+      aiff,
+      'FORM\0\0\0\x3aAIFCCOMM\0\0\0\x18\0\x01\0\0\0\x04\0\x08\x40\x0b\xfa\0\0\0\0\0\0\0sowt\0\0SSND\0\0\0\x0c\0\0\0\0\0\0\0\0abcd',
+      'latin1',
+    )
+    await assert.rejects(normalise(aiff, { ffmpeg: undefined }), { code: 'media.decoder_missing' })
+  })
+
   it('refuses a WAV whose chunks do not fit, wherever it is cut', async () => {
     const file = path.join(folder, 'cut.wav')
-    for (let bytes = 12; bytes < wav.length; bytes++) {
+    // Without the padding behind its samples it is whole.
+    for (let bytes = 12; bytes < wav.length - 1; bytes++) {
       writeFileSync(file, wav.subarray(0, bytes))
       await assert.rejects(normalise(file, { ffmpeg: undefined }), { code: 'media.corrupt' })
     }

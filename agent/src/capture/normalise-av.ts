@@ -40,7 +40,6 @@ import { followOn, isJoined } from './joined-transport.ts'
 import { readMatroska, readMatroskaEnd } from './matroska-structure.ts'
 import { readMovie } from './movie-structure.ts'
 import type { NormalisedMedium } from './normalised.ts'
-import { usedBits } from './pcm-samples.ts'
 import { profiles } from './profiles.ts'
 import type { FilmProfile } from './profiles.ts'
 import { readLastTime, readProgress, runFfmpeg, startFfmpeg } from './run-ffmpeg.ts'
@@ -460,8 +459,11 @@ async function normaliseBare(source: Source, options: AvOptions): Promise<Normal
   requireLimits({ durationMs, picture: undefined, sound: facts, removed: [] })
   const { ffmpeg, salvage = false, profile = 'analysis', speech = false } = options
   if (ffmpeg === undefined) {
-    if (input.pcm === undefined || input.pcm.bigEndian) throw ffmpegMissing('this kind of sound')
-    return rewriteWav(source, input.pcm, options)
+    const { pcm } = input
+    // Samples of WAV are little-endian, and those of eight bits have no sign.
+    const alike = pcm !== undefined && !pcm.bigEndian && (!pcm.signed || pcm.bitsPerSample > 8)
+    if (!alike) throw ffmpegMissing('this kind of sound')
+    return rewriteWav(source, { ...input, pcm }, options)
   }
   const encoding = { ...options, ffmpeg, source }
   const recipe = planSound({
@@ -477,7 +479,7 @@ async function normaliseBare(source: Source, options: AvOptions): Promise<Normal
     stdin: input.bytes(),
     durationMs: durationMs === 0 ? likelyMs(source) : durationMs,
     outputBytesMax: soundBytesMax(facts),
-    lenient: salvage,
+    lenient: salvage || input.passesErrors === true,
     what: 'sound',
   }
   let result: { exit: SandboxExit; value: HeldBytes }
@@ -613,12 +615,12 @@ async function completeSound(
 /** On a host without ffmpeg, samples travel as they are: in a WAV that holds nothing else. */
 async function rewriteWav(
   source: Source,
-  pcm: PcmFacts,
+  input: SoundInput & { pcm: PcmFacts },
   options: AvOptions,
 ): Promise<NormalisedMedium> {
   async function* plain(): AsyncGenerator<Buffer> {
     yield plainWavHead(pcm)
-    yield* usedBits(source.stream(pcm.dataOffset, pcm.dataOffset + pcm.dataBytes), pcm)
+    yield* input.bytes()
     if (pcm.dataBytes % 2 === 1) yield Buffer.alloc(1)
   }
   const bytesPerSecond = (pcm.sampleRateHz * pcm.channels * pcm.bitsPerSample) / 8
@@ -630,7 +632,7 @@ async function rewriteWav(
     sampleRateHz: pcm.sampleRateHz,
     channels: pcm.channels,
     source: sourceOf(source),
-    removed: pcm.removed,
+    removed,
     tools: {},
     content: await hold(plain(), options),
   }
@@ -686,3 +688,4 @@ function requireReached(madeMs: number, promisedMs: number): void {
 function tooLong(): SluiceError {
   return tooLarge('film', 'is too long', `${limits.videoDurationMsMax / 60_000} minutes`)
 }
+  const { pcm, removed } = input

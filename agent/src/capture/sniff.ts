@@ -1,6 +1,7 @@
 /** Recognises a format by its first bytes, and names what it refuses; it never looks at a file's name. */
 
-import { exportAgain, foreignBrand, foreignMagic, foreignText, type Foreign } from './foreign.ts'
+import { exportAgain, foreignBrand, foreignMagic, foreignText, intoFlac } from './foreign.ts'
+import type { Foreign } from './foreign.ts'
 import { findFrames, findPackets, readDocType } from './sniff-av.ts'
 
 const pictureFormats = ['jpeg', 'png', 'webp', 'gif', 'tiff', 'avif', 'heic', 'bmp'] as const
@@ -37,10 +38,21 @@ export async function sniff(source: Sniffable): Promise<Found> {
   }
   if (start >= source.bytes) return refused('an ID3 tag without sound')
   const behind = await source.read(start, Math.min(headBytes, source.bytes - start))
-  if (text(behind, 0, 4) === 'fLaC') return accepted('flac')
+  const sound = sniffHead(behind)
+  if (sound?.supported === true && taggedFormats.has(sound.format)) return sound
   const found = await sniffFrames(source, start)
-  return found ?? refused('an ID3 tag before something else than MP3, AAC or FLAC')
+  if (found !== undefined) return found
+  if (text(behind, 0, 3) === 'TAG' || behind.every((byte) => byte === 0)) {
+    return refused('an ID3 tag without sound')
+  }
+  const named = foreignMagic(behind) ?? layered(behind)
+  return named === undefined
+    ? refused('an ID3 tag before something that is no sound')
+    : { supported: false, ...named }
 }
+
+/** Sounds that some programs put a tag before; others have no room for one. */
+const taggedFormats = new Set<SourceFormat>(['flac', 'wav', 'aiff', 'ogg', 'amr'])
 
 /** Tags may follow one another; more of them than this are no honest file. */
 const tagsMax = 8
@@ -99,8 +111,21 @@ async function sniffFrames(source: Sniffable, start: number): Promise<Found | un
 function unknown(head: Buffer): Found {
   const readable = foreignText(head)
   if (readable !== undefined) return { supported: false, ...readable }
-  const layered = head[0] === 0xff && ((head[1] ?? 0) & 0xe0) === 0xe0
-  return refused(layered ? 'MPEG sound other than MP3 and AAC' : 'of an unknown type')
+  const named = layered(head)
+  return named === undefined ? refused('of an unknown type') : { supported: false, ...named }
+}
+
+/** @see ISO/IEC 11172-3, 2.4.1.3: layer and bit rate; ISO/IEC 14496-3, 1.7.2: the sync word of LOAS. */
+function layered(head: Buffer): Foreign | undefined {
+  const [first = 0, second = 0, third = 0] = head
+  if (first === 0x56 && second >= 0xe0) return { name: 'AAC in LATM', instead: intoFlac }
+  if (first !== 0xff || second < 0xe0) return undefined
+  const layer = 4 - ((second >> 1) & 3)
+  if (layer === 3 && third >> 4 === 0) {
+    return { name: 'an MP3 of free bit rate', instead: 'Decode it: lame --decode FILE FILE.wav' }
+  }
+  if (layer < 3) return { name: `MPEG sound of layer ${'I'.repeat(layer)}`, instead: intoFlac }
+  return { name: 'MPEG sound other than MP3 and AAC', instead: intoFlac }
 }
 
 /** @see EA IFF 85, and Apple, "Audio Interchange File Format". */
@@ -119,6 +144,8 @@ function sniffRiff(head: Buffer): Found {
   const form = text(head, 8, 12)
   if (form === 'WAVE') return accepted('wav')
   if (text(head, 0, 4) !== 'RIFF') return refused('an unknown RIFF file')
+  if (form === 'QLCM') return refused('a QCP of a telephone', intoFlac)
+  if (form === 'RMID') return refused('MIDI', 'Render it to sound first.')
   if (form === 'WEBP') return accepted('webp')
   return form === 'AVI ' ? accepted('avi') : refused('an unknown RIFF file')
 }

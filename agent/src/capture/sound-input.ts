@@ -27,6 +27,8 @@ export type SoundInput = {
   /** Whether that number of samples must come out exactly, or may be less by padding only. */
   check: 'exactly' | 'padded' | 'none'
   filters: readonly string[]
+  /** Whether a decoder's errors say nothing, as its frames were looked at before. */
+  passesErrors?: boolean
   /** Whether sampling rate or channels change within it. */
   changes?: boolean
   /** Samples as they lie in the file, where they need no decoder. */
@@ -41,7 +43,24 @@ export type SoundInput = {
 export async function readSoundInput(source: Source, options: ReadOptions): Promise<SoundInput> {
   const read = readers[source.format]
   assert.ok(read, 'not a sound of its own')
-  return read(source, options)
+  // A tag before frames is theirs; before anything else it is passed over.
+  const start = untagged.has(source.format) ? await id3End(source) : 0
+  if (start === 0) return read(source, options)
+  const input = await read(behind(source, start), options)
+  return { ...input, removed: [...new Set([...input.removed, 'id3'])].toSorted() }
+}
+
+const untagged = new Set<SourceFormat>(['wav', 'aiff', 'ogg', 'amr'])
+
+/** What lies behind a tag, as if it was a file of its own. */
+function behind(source: Source, start: number): Source {
+  const bytes = source.bytes - start
+  return {
+    ...source,
+    bytes,
+    read: (offset, length) => source.read(start + offset, length),
+    stream: (from = 0, to = bytes) => source.stream(start + from, start + to),
+  }
 }
 
 type ReadInput = (source: Source, options: ReadOptions) => Promise<SoundInput>
@@ -202,7 +221,15 @@ async function amrInput(source: Source, options: ReadOptions): Promise<SoundInpu
     facts: found,
     depth: 16,
     check: 'padded',
-    filters: [],
+    // ffmpeg has no decoder for pauses: they become silence that lasts as long.
+    filters: found.pauses
+      ? [
+          'aresample=async=1:first_pts=0:min_hard_comp=0.01',
+          `apad=whole_len=${found.samples}`,
+          `atrim=end_sample=${found.samples}`,
+        ]
+      : [],
+    passesErrors: found.pauses,
     partial: found.partial || found.cut,
     removed: found.removed,
   }

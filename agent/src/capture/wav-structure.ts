@@ -253,6 +253,8 @@ export function codedWavHead({ format, dataBytes }: CodedWavFacts): Buffer {
   return head
 }
 
+const plainTags = { integer: 1, float: 3, alaw: 6, mulaw: 7 }
+
 /** The 44 bytes before the samples of a WAV that holds nothing else; odd data need a zero behind. */
 export function plainWavHead(
   facts: Pick<PcmFacts, 'encoding' | 'channels' | 'sampleRateHz' | 'bitsPerSample' | 'dataBytes'>,
@@ -264,7 +266,7 @@ export function plainWavHead(
   head.writeUInt32LE(36 + dataBytes + (dataBytes % 2), 4)
   head.write('WAVEfmt ', 8, 'latin1')
   head.writeUInt32LE(16, 16)
-  head.writeUInt16LE(facts.encoding === 'integer' ? 1 : 3, 20)
+  head.writeUInt16LE(plainTags[facts.encoding], 20)
   head.writeUInt16LE(channels, 22)
   head.writeUInt32LE(sampleRateHz, 24)
   head.writeUInt32LE(sampleRateHz * frameBytes, 28)

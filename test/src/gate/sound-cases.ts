@@ -286,6 +286,56 @@ const coded: GateCase[] = [
   },
 ]
 
+/** Speech, a pause in which nothing but its noise is sent now and then, and speech. */
+const paused: GateCase[] = (
+  [
+    ['a.amr', '#!AMR\n', [0x3c, 32], 0x44],
+    ['a.awb', '#!AMR-WB\n', [0x44, 61], 0x4c],
+  ] as const
+).map(([name, magic, [speech, speechBytes], noiseType]) => ({
+  name: `${name} of a conversation with pauses`,
+  needs,
+  make: bytesNamed(name, () => {
+    const spoken = amr('', speech, speechBytes, 50)
+    const pause = Buffer.concat([amr('', noiseType, 6, 1), amr('', 0x7c, 1, 7)])
+    return Buffer.concat([amr(magic, speech, speechBytes, 50), pause, pause, spoken, pause])
+  }),
+  leaves: flac,
+  // A hundred frames of speech and three pauses of eight, 20 ms each.
+  equal: lasting(2480, 0),
+}))
+
+/** Two sounds that came behind a tag, and what is called by its name. */
+const taggedCases: GateCase[] = [
+  ...(['a.wav', 'a.aiff', 'a.ogg', 'a.amr'] as const).map((name): GateCase => ({
+    name: `${name} behind a tag`,
+    needs,
+    make: (folder) => changed(made(name), (bytes) => Buffer.concat([timeTag, bytes]))(folder),
+    leaves: flac,
+    gone: ['canary-stamp'],
+    removed: ['id3'],
+  })),
+  ...(
+    [
+      ['an MP3 of free bit rate', 'a.mp3', Buffer.from('fffb0000', 'hex'), /free bit rate/],
+      ['a sound of layer II', 'a.mp2', Buffer.from('fffd8404', 'hex'), /layer II,[^]*FLAC/],
+      ['a Core Audio file', 'a.caf', Buffer.from('caff\0\x01\0\0desc'), /CAF[^]*FLAC/],
+      ['a WavPack', 'a.wv', Buffer.from('wvpk\0\0\0\0'), /WavPack[^]*FLAC/],
+      ['a Sun sound', 'a.au', Buffer.from('.snd\0\0\0\x18'), /AU[^]*FLAC/],
+      ['an AAC in LATM', 'a.latm', Buffer.from('56e03020', 'hex'), /LATM[^]*FLAC/],
+    ] as const
+  ).map(([name, file, head, says]): GateCase => ({
+    name: `${name} is called that`,
+    make: bytesNamed(file, () => Buffer.concat([head, Buffer.alloc(5000, 1)])),
+    refused: { code: 'media.unsupported', says },
+  })),
+  {
+    name: 'a WavPack behind a tag is called that',
+    make: bytesNamed('a.wv', () => Buffer.concat([timeTag, Buffer.from('wvpk\0\0\0\0')])),
+    refused: { code: 'media.unsupported', says: /WavPack/ },
+  },
+]
+
 /** Frames of one type that all say nothing. */
 function amr(magic: string, type: number, frameBytes: number, frames: number): Buffer {
   const frame = Buffer.alloc(frameBytes)
@@ -1035,6 +1085,8 @@ export const soundCases: readonly GateCase[] = [
   ...cutFrames,
   ...followedCases,
   ...oggCases,
+  ...paused,
+  ...taggedCases,
   ...spoiltCases,
   ...hollow,
   ...limited,
