@@ -618,6 +618,7 @@ async function rewriteWav(
   input: SoundInput & { pcm: PcmFacts },
   options: AvOptions,
 ): Promise<NormalisedMedium> {
+  const { pcm, removed } = input
   async function* plain(): AsyncGenerator<Buffer> {
     yield plainWavHead(pcm)
     yield* input.bytes()
@@ -688,4 +689,3 @@ function requireReached(madeMs: number, promisedMs: number): void {
 function tooLong(): SluiceError {
   return tooLarge('film', 'is too long', `${limits.videoDurationMsMax / 60_000} minutes`)
 }
-  const { pcm, removed } = input
