@@ -88,6 +88,8 @@ export const mediumEntry = z.strictObject({
   pageOf: mediumName.optional(),
   /** Only what could still be decoded of a damaged source; the rest is missing or grey. */
   partial: z.literal(true).optional(),
+  /** Several recordings that were joined in one source: what is seen jumps between them. */
+  joined: z.literal(true).optional(),
   /**
    * What the scanners of the capture host said: `unscanned` passed without a verdict, because its
    * policy lets it. Absent where nothing is scanned.

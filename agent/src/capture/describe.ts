@@ -136,6 +136,7 @@ function describe(options: {
     if (first !== undefined) entry.pageOf = first.name
   }
   if (medium.partial === true) entry.partial = true
+  if (medium.joined === true) entry.joined = true
   if (medium.hdr !== undefined) entry.hdr = medium.hdr
   if (medium.scan !== undefined) entry.scan = medium.scan
   if (medium.captured !== undefined) entry.captured = medium.captured

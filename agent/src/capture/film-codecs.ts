@@ -41,25 +41,43 @@ export const codecNamesArgs = words(
 /** Some lines, and the checksum of one packet each. */
 export const codecNamesBytesMax = 64 * 1024
 
-/** A codec that a container names and that is not taken. */
-export type ForeignCodec = { of: 'pictures' | 'sound'; name: string }
+/** What a container says that its pictures, or its sound, are coded with. */
+export type CodecName = { of: 'pictures' | 'sound'; name: string }
 
-/**
- * @returns The first codec that is not on the list; undefined where all are, or none was told.
- * @see ffmpeg's `framehash.c`: `#media_type 0: video`, `#codec_id 0: h264`; `none` is one that
- *   ffmpeg does not know.
- */
-export async function readForeignCodec(
-  output: AsyncIterable<Buffer>,
-): Promise<ForeignCodec | undefined> {
+/** @see ffmpeg's `framehash.c`: `#media_type 0: video`, `#codec_id 0: h264`; `none` it does not know. */
+export async function readCodecNames(output: AsyncIterable<Buffer>): Promise<CodecName[]> {
   let text = ''
   for await (const piece of output) text += piece.toString('latin1')
-  for (const [, stream, name = ''] of text.matchAll(/^#codec_id (\d+): ([\w.-]{1,64})$/gm)) {
-    if (Object.hasOwn(codecs, name)) continue
+  return [...text.matchAll(/^#codec_id (\d+): ([\w.-]{1,64})$/gm)].map(([, stream, name = '']) => {
     const isPicture = new RegExp(`^#media_type ${stream}: video$`, 'm').test(text)
     return { of: isPicture ? 'pictures' : 'sound', name }
-  }
-  return undefined
+  })
+}
+
+/** Whether it is on the list. */
+export function isTaken({ name }: CodecName): boolean {
+  return Object.hasOwn(codecs, name)
+}
+
+/**
+ * What is on the list, and what this ffmpeg was built without.
+ *
+ * @param decoders What `ffmpeg -decoders` prints: ` V....D h264   H.264 …`.
+ */
+export function withoutDecoder(
+  names: readonly CodecName[],
+  decoders: string,
+): CodecName | undefined {
+  return names.find(({ name }) => {
+    const wanted = Object.hasOwn(codecs, name) ? (codecs[name] ?? []) : []
+    return !wanted.some((decoder) => new RegExp(`^ \\S+ ${decoder} `, 'm').test(decoders))
+  })
+}
+
+export function decoderMissing({ name }: CodecName): SluiceError {
+  return new SluiceError('media.decoder_missing', `the ffmpeg of this host cannot decode ${name}`, {
+    hint: 'Install a complete one (Debian: apt install ffmpeg), or name one in the configuration.',
+  })
 }
 
 /**
@@ -67,7 +85,7 @@ export async function readForeignCodec(
  *
  * @param facts Where ffmpeg has no name for the codec, the container's is told.
  */
-export function foreignCodec({ of, name }: ForeignCodec, facts?: AvFacts): SluiceError {
+export function foreignCodec({ of, name }: CodecName, facts?: AvFacts): SluiceError {
   const called = (of === 'pictures' ? facts?.picture : facts?.sound)?.called ?? ''
   const codec =
     name !== 'none' ? name : /^[\w./ -]{1,32}$/.test(called) ? called : 'an unknown codec'

@@ -21,6 +21,8 @@ export type FilmEncoder = (typeof filmEncoders)[number]
 
 export type FilmRecipe = {
   args: string[]
+  /** An output that comes first: its pictures are those that ffmpeg counts. */
+  before: string[]
   codec: 'h264' | 'hevc'
   /** What becomes of a high dynamic range. */
   hdr?: 'tone-mapped' | 'clipped' | 'kept'
@@ -42,6 +44,8 @@ type Ask = {
   threads: number
   /** Whether the sound is left out. */
   silent?: boolean
+  /** Whether the sound is an input of its own, behind that of the pictures. */
+  soundApart?: boolean
 }
 
 /** Everything but the input. */
@@ -51,15 +55,16 @@ export function planFilm(ask: Ask): FilmRecipe {
   const { high } = picture
   return {
     args: [
-      ...words(ask.silent === true ? '-map 0:V:0' : '-map 0:V:0 -map 0:a:0?'),
+      ...words('-map 0:V:0'),
+      ...(ask.silent === true ? [] : words(ask.soundApart ? '-map 1:a:0' : '-map 0:a:0?')),
       ...nothingCarriedOver,
       ...picture.args,
       ...soundInFilm(ask),
       ...filmContainer,
       'pipe:1',
-      // What is copied has to be decoded all the same, to know that it can be.
-      ...(copied === undefined ? [] : words('-map 0:V:0 -f null -')),
     ],
+    // What is copied has to be decoded all the same, to know that it can be, and what there is to see.
+    before: copied === undefined ? [] : words('-map 0:V:0 -fps_mode passthrough -f null -'),
     codec: copied ?? 'h264',
     ...(high === undefined ? {} : { hdr: high }),
     copied: copied !== undefined,
@@ -120,6 +125,7 @@ function encodePicture(ask: Ask): Picture {
         : ('clipped' as const)
   const filters = [
     forwards,
+    ...(profile.depth === '8' ? woven(first) : []),
     ...scaledTo(profile.sidePixelsMax),
     ...(maps ? toneMap(first) : []),
     ...(profile.depth === '8' ? ordinary(first) : kept),
@@ -167,6 +173,20 @@ function lastingPicture({ facts }: Ask): { clockHz: number; filter: string } | u
 
 /** Where times go backwards, as after careless remuxing, pictures follow on at once: none is dropped. */
 const forwards = "setpts='if(isnan(PREV_OUTPTS),PTS,max(PTS,PREV_OUTPTS+1))'"
+
+/** Nothing larger is interlaced; three pictures more would be held of what is. */
+const wovenStepsMax = 2 * Math.ceil(1152 / 16) + 2
+
+/**
+ * Of pictures that say they are two halves of different moments, one whole picture each: combs at every
+ * edge that moves are nothing a model knows. Others pass as they are.
+ *
+ * @see ffmpeg-filters(1), "bwdif".
+ */
+function woven(first: FirstPicture | undefined): string[] {
+  if (first?.rgb === true || (first?.steps.high ?? 0) > wovenStepsMax) return []
+  return ['bwdif=mode=send_frame:parity=auto:deint=interlaced']
+}
 
 /** A side longer than allowed is scaled down, by the shape that is seen. */
 function scaledTo(sidePixelsMax: number): string[] {
@@ -273,6 +293,7 @@ export function planSound(ask: {
   depth: 16 | 24 | 32
   filters: readonly string[]
   speech: boolean
+  soundApart?: boolean
 }): SoundRecipe {
   const { profile, speech } = ask
   const coded = profile.codec === 'aac'
@@ -282,7 +303,7 @@ export function planSound(ask: {
     ...(coded ? [aacLayouts] : []),
   ]
   const before = [
-    ...words('-map 0:a:0 -vn'),
+    ...words(ask.soundApart ? '-map 1:a:0 -vn' : '-map 0:a:0 -vn'),
     ...nothingCarriedOver,
     ...(filters.length === 0 ? [] : ['-af', filters.join()]),
   ]

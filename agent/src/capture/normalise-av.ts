@@ -2,7 +2,7 @@
 import { availableParallelism } from 'node:os'
 import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
-import { discardOutput, runInSandbox } from '../sandbox.ts'
+import { collectOutput, discardOutput, runInSandbox } from '../sandbox.ts'
 import type { SandboxExit } from '../sandbox.ts'
 import { corruptMedium, requireLimits, tooLarge } from './av-facts.ts'
 import type { AvFacts, PictureEnd, ReadOptions } from './av-facts.ts'
@@ -13,16 +13,19 @@ import { checkFlac } from './check-flac.ts'
 import { checkWavpack } from './check-wavpack.ts'
 import { cleanFilm } from './clean-film.ts'
 import { requireDecoderEnd } from './decoder-end.ts'
+import { watchUnits } from './copied-units.ts'
 import { chooseFilmEncoder, filmEncoderDevices, filmEncoderInit } from './film-encoder.ts'
 import {
   codecNamesArgs,
   codecNamesBytesMax,
   filmDecoders,
   foreignCodec,
-  readForeignCodec,
+  decoderMissing,
+  isTaken,
+  readCodecNames,
+  withoutDecoder,
 } from './film-codecs.ts'
-import type { ForeignCodec } from './film-codecs.ts'
-import { inStepWithPicture, planFilm, planSound, words } from './film-recipe.ts'
+import { inStepWithPicture, nothingCarriedOver, planFilm, planSound, words } from './film-recipe.ts'
 import type { FilmEncoder, SoundRecipe } from './film-recipe.ts'
 import { ffmpegMissing } from './find-ffmpeg.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
@@ -42,7 +45,7 @@ import { readMovie } from './movie-structure.ts'
 import type { NormalisedMedium } from './normalised.ts'
 import { profiles } from './profiles.ts'
 import type { FilmProfile } from './profiles.ts'
-import { readLastTime, readProgress, runFfmpeg, startFfmpeg } from './run-ffmpeg.ts'
+import { longest, readLastTime, readProgress, runFfmpeg, startFfmpeg } from './run-ffmpeg.ts'
 import type { AvOptions, FfmpegRun } from './run-ffmpeg.ts'
 import { hold, withHead } from './scratch.ts'
 import type { HeldBytes } from './scratch.ts'
@@ -98,8 +101,10 @@ async function orSalvage(
 type Encoding = AvOptions & { ffmpeg: Ffmpeg; source: Source }
 type FilmEncoding = Encoding & {
   facts: AvFacts
-  /** The source's bytes where ffmpeg gets others than lie in the file. */
+  /** The source's bytes where ffmpeg gets others than lie in the file: recordings that were joined. */
   bytes?: () => AsyncIterable<Buffer>
+  /** Its sound as an input of its own. */
+  sound?: HeldBytes
 }
 
 /** The demuxers of ffmpeg by name: it never guesses, so a playlist can be nothing else. */
@@ -146,15 +151,39 @@ async function normaliseContainer(source: Source, options: AvOptions): Promise<N
   const bytes = joined ? { bytes: () => followOn(source) } : {}
   const encoding = { ...options, ffmpeg, source, facts, ...bytes }
   await requireReadable(encoding)
-  if (facts.picture === undefined) return [await extractSound(encoding)]
-  const film = await makeFilm(encoding)
+  if (!isGrouped(facts)) return normaliseTracks(encoding)
+  await using sound = await takeSoundApart(encoding)
+  return await normaliseTracks({ ...encoding, sound })
+}
+
+async function normaliseTracks(encoding: FilmEncoding): Promise<NormalisedMedium[]> {
+  const joined = encoding.bytes === undefined ? {} : { joined: true as const }
+  if (encoding.facts.picture === undefined) {
+    return [{ ...(await extractSound(encoding)), ...joined }]
+  }
+  const film = { ...(await makeFilm(encoding)), ...joined }
   if (film.sampleRateHz === undefined) return [film]
   try {
-    return [film, { ...(await extractSound(encoding)), soundOfFilm: true }]
+    return [film, { ...(await extractSound(encoding)), ...joined, soundOfFilm: true }]
   } catch (error) {
     await film.content[Symbol.asyncDispose]()
     throw error
   }
+}
+
+/** Telephones put several frames of AMR into one sample, of which ffmpeg decodes only the first. */
+function isGrouped({ sound }: AvFacts): boolean {
+  return sound?.called === 'samr' || sound?.called === 'sawb'
+}
+
+/** The frames of AMR as a file of their own has them, which is read one by one. */
+async function takeSoundApart(encoding: FilmEncoding): Promise<HeldBytes> {
+  const { value } = await runFilm(encoding, {
+    output: [...words('-map 0:a:0 -c copy'), ...nothingCarriedOver, ...words('-f amr pipe:1')],
+    outputBytesMax: limits.audioFileBytesMax,
+    keep: (output) => hold(output, encoding),
+  })
+  return value
 }
 
 /** Pictures worked on at once cost memory: the larger, the fewer. Twice 4K, one; 4K, two. */
@@ -210,12 +239,15 @@ async function encodeFilm(
     encoder,
     threads: threadsFor(encoding),
     silent,
+    soundApart: encoding.sound !== undefined,
   })
-  const { value: content } = await runFilm(encoding, {
+  const { value: content, exit } = await runFilm(encoding, {
     output: [
       ...filmEncoderInit(encoder),
+      ...recipe.before,
       '-frames:v',
       String(limits.videoFramesMax + 1),
+      ...longest,
       ...recipe.args,
     ],
     outputBytesMax: limits.videoFileBytesMax,
@@ -223,8 +255,14 @@ async function encodeFilm(
     keep: (output) => hold(cleanFilm(output), encoding),
   })
   try {
-    const checked = await checkFilm(content.read())
+    const units = recipe.copied ? watchUnits(recipe.codec) : undefined
+    const checked = await checkFilm(content.read(), units)
     const { durationMs, longestMs } = checked
+    const shown = readProgress(exit).frames
+    if (units !== undefined && (units.hidesMore() || shown !== checked.frames)) {
+      await content[Symbol.asyncDispose]()
+      return await encodeFilm(encoding, { ...how, profile: { ...profile, copy: false } })
+    }
     if (checked.frames > limits.videoFramesMax) {
       throw tooLarge('film', 'has too many pictures', String(limits.videoFramesMax))
     }
@@ -337,6 +375,7 @@ async function extractSound(encoding: FilmEncoding): Promise<NormalisedMedium> {
     depth: profile === 'faithful' ? 24 : 16,
     filters: facts.picture === undefined ? [] : [inStepWithPicture],
     speech,
+    soundApart: encoding.sound !== undefined,
   })
   const sound = keepSound(recipe, encoding)
   const { exit, value } = await runFilm(encoding, {
@@ -352,7 +391,7 @@ async function extractSound(encoding: FilmEncoding): Promise<NormalisedMedium> {
   return { ...medium, removed: facts.removed, source: sourceOf(source) }
 }
 
-function filmInput(encoding: FilmEncoding): Pick<FfmpegRun, 'input' | 'inputs' | 'stdin'> {
+function filmInput(encoding: FilmEncoding): FilmInput {
   const { source, bytes } = encoding
   return {
     input: (at) => [
@@ -373,6 +412,23 @@ function filmInput(encoding: FilmEncoding): Pick<FfmpegRun, 'input' | 'inputs' |
   }
 }
 
+type FilmInput = Pick<FfmpegRun, 'input' | 'inputs' | 'stdin'>
+
+/** Where the sound is an input of its own, it comes second. */
+function withSound({ sound }: FilmEncoding, film: FilmInput): FilmInput {
+  if (sound === undefined) return film
+  return {
+    ...film,
+    input: (at) => [...film.input(at), ...bareAmr, '-i', 'pipe:0'],
+    stdin: sound.read(),
+  }
+}
+
+const bareAmr = [
+  ...words('-protocol_whitelist pipe -f amr -codec_whitelist'),
+  'amrnb,amrwb,libopencore_amrnb,libopencore_amrwb',
+]
+
 /** A film needs a seekable input, as its index may lie at the end. */
 async function runFilm(
   encoding: FilmEncoding,
@@ -384,7 +440,7 @@ async function runFilm(
   const { widthPixels = 0, heightPixels = 0 } = facts.picture ?? {}
   const whole: FfmpegRun = {
     ...run,
-    ...filmInput(encoding),
+    ...withSound(encoding, filmInput(encoding)),
     lenient: salvage,
     durationMs: facts.durationMs === 0 ? likelyMs(source) : facts.durationMs,
     // Beyond full HD the work per second grows with the pixels.
@@ -397,8 +453,7 @@ async function runFilm(
   } catch (error) {
     if (!isSluiceError(error) || error.code !== 'media.corrupt') throw error
     await source.assertUnchanged()
-    const foreign = await findForeignCodec(encoding)
-    if (foreign !== undefined) throw foreignCodec(foreign, facts)
+    await requireDecoders(encoding)
     const again = { ...whole, ...filmInput(encoding) }
     throw corruptMedium('film', { ms: await findBreak(encoding, again) })
   }
@@ -417,9 +472,14 @@ function likelyMs(source: Source): number {
   return Math.min(limits.videoDurationMsMax, source.bytes / 8)
 }
 
-/** Whether it is no damage that stopped the decoder; only ever run for what is refused. */
-async function findForeignCodec(encoding: FilmEncoding): Promise<ForeignCodec | undefined> {
-  const { value } = await startFfmpeg(
+/**
+ * Whether it is no damage that stopped the decoder; only ever run for what is refused.
+ *
+ * @throws SluiceError `media.unsupported` for a codec that is not taken, `media.decoder_missing` for one
+ *   that this ffmpeg was built without.
+ */
+async function requireDecoders(encoding: FilmEncoding): Promise<void> {
+  const { value: names } = await startFfmpeg(
     encoding,
     {
       ...filmInput(encoding),
@@ -430,9 +490,24 @@ async function findForeignCodec(encoding: FilmEncoding): Promise<ForeignCodec | 
       wallMs: lookMs,
       what: 'film',
     },
-    readForeignCodec,
+    readCodecNames,
   )
-  return value
+  const foreign = names.find((name) => !isTaken(name))
+  if (foreign !== undefined) throw foreignCodec(foreign, encoding.facts)
+  const { ffmpeg, isolation } = encoding
+  const { value: decoders } = await runInSandbox(
+    {
+      isolation,
+      program: ffmpeg.program,
+      args: () => words('-hide_banner -nostdin -decoders'),
+      visible: [ffmpeg.program],
+      bounds: { wallMs: lookMs, memoryBytes: 512 * 1024 ** 2, outputBytesMax: 1024 ** 2 },
+    },
+    collectOutput,
+  )
+  const missing = withoutDecoder(names, decoders.toString('latin1'))
+  // One that says nothing of its decoders has said nothing of this one.
+  if (missing !== undefined && decoders.length > 0) throw decoderMissing(missing)
 }
 
 /** Decodes until it breaks, and tells how far it came; only ever run for what is refused. */

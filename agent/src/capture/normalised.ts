@@ -22,6 +22,8 @@ export type NormalisedMedium = {
   furtherPage?: true
   /** Only what could be decoded of a damaged source. */
   partial?: true
+  /** Of several recordings that were joined in one source. */
+  joined?: true
   /** What became of a high dynamic range; absent when there was none. */
   hdr?: 'tone-mapped' | 'clipped' | 'kept'
   source: { format: SourceFormat; bytes: number; nameDisagrees?: true }

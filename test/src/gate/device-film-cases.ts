@@ -12,6 +12,7 @@ import {
   bytesNamed,
   changed,
   chunk,
+  decoded,
   film,
   h264,
   le32,
@@ -381,10 +382,112 @@ function sectionChecksum(bytes: Buffer): number {
   return sum
 }
 
+/** A second of speech as bare AMR: fifty frames of 32 bytes. */
+const speech = bytesNamed('a.amr', () => {
+  const frame = Buffer.alloc(32)
+  frame.writeUInt8(0x3c)
+  return Buffer.concat([Buffer.from('#!AMR\n'), ...Array.from({ length: 50 }, () => frame)])
+})
+
+/** Five frames of AMR in each sample, as telephones write them. */
+function grouped(bytes: Buffer): Buffer {
+  const field = (type: string, at: number) => bytes.indexOf(type) + 4 + at
+  const chunks = bytes.readUInt32BE(field('stsc', 4))
+  assert.deepEqual([bytes.readUInt32BE(field('stsz', 4)), chunks], [32, 1])
+  const inChunk = bytes.readUInt32BE(field('stsc', 12))
+  assert.equal(inChunk % 5, 0)
+  patched(bytes, 'stsz', 4, be32(160, 10))
+  patched(bytes, 'stts', 8, be32(10, 800))
+  return patched(bytes, 'stsc', 12, be32(inChunk / 5))
+}
+
+const telephones: GateCase[] = [
+  {
+    name: 'a 3GP of AMR with five frames in each sample',
+    needs,
+    make: changed(
+      (folder) => film('-i', speech(folder), '-c', 'copy', 'grouped.3gp')(folder),
+      grouped,
+    ),
+    leaves: ['flac'],
+    equal: ([sound]) => assert.deepEqual([sound?.durationMs, sound?.sampleRateHz], [1000, 8000]),
+  },
+  {
+    name: 'a 3GP of H.263 and AMR',
+    needs,
+    make: (folder) => {
+      const small = ['-f', 'lavfi', '-i', 'testsrc2=s=176x144:r=15:d=1']
+      const codecs = ['-c:v', 'h263', '-c:a', 'copy', 'a.3gp']
+      return film(...small, '-i', speech(folder), ...codecs)(folder)
+    },
+    leaves: both,
+    equal: lasts(15, 1000),
+  },
+]
+
+/** Bars that move sideways, each row of the frame half as late again: combs, where nobody undoes them. */
+const bars = [
+  ...['-f', 'lavfi', '-i'],
+  "nullsrc=s=320x240:r=50:d=1,geq=lum='if(lt(mod(X+N*10,80),40),235,16)':cb=128:cr=128",
+  ...['-vf', 'interlace=scan=tff:lowpass=off,setfield=tff'],
+]
+const fields = ['-flags', '+ilme+ildct', '-top', '1']
+
+/** How much neighbouring rows differ, where those of the same half do not. */
+function combs(bytes: Buffer): number {
+  const folder = mkdtempSync(join(tmpdir(), 'gate-device-'))
+  try {
+    const gray = decoded(
+      bytes,
+      folder,
+      ...['-ss', '0.4', '-frames:v', '1', '-vf', 'format=gray', '-f', 'rawvideo'],
+    )
+    let sum = 0
+    for (let at = 0; at + 640 < gray.length; at++) {
+      sum += Math.abs((gray[at] ?? 0) - (gray[at + 320] ?? 0))
+      sum -= Math.abs((gray[at] ?? 0) - (gray[at + 640] ?? 0))
+    }
+    return sum / gray.length
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+}
+
+const interlaced: GateCase[] = [
+  ...(
+    [
+      ['an M2TS of H.264', 'a.mts', [...h264, ...fields, '-mpegts_m2ts_mode', '1']],
+      ['a transport stream of MPEG-2', 'a.ts', ['-c:v', 'mpeg2video', '-b:v', '4M', ...fields]],
+    ] as const
+  ).map(([name, file, codecs]): GateCase => ({
+    name: `${name} whose pictures are two halves of different moments`,
+    needs,
+    make: film(...bars, ...codecs, file),
+    leaves: ['mp4'],
+    equal: ([outcome], source) => {
+      lasts(25, 1000)([outcome] as Outcome[])
+      assert.ok(combs(source) > 20, 'the source has combs')
+      assert.ok(combs(outcome?.bytes ?? source) < 3, 'what leaves has none')
+    },
+  })),
+  {
+    name: 'pictures of two halves stay as they are, faithfully',
+    needs,
+    profile: 'faithful',
+    make: film(...bars, ...h264, ...fields, 'a.mp4'),
+    leaves: ['mp4'],
+    equal: ([outcome], source) => {
+      assert.ok(Math.abs(combs(outcome?.bytes ?? Buffer.alloc(0)) - combs(source)) < 0.01)
+    },
+  },
+]
+
 export const deviceFilmCases: readonly GateCase[] = [
   ...lastPictures,
   ...edited,
   ...oddTracks,
   ...broken,
   ...owned,
+  ...telephones,
+  ...interlaced,
 ]

@@ -692,6 +692,7 @@ function bothWhole([first, sound]: readonly Outcome[]): void {
   within((folder) => {
     assert.ok(first && sound)
     assert.deepEqual([first.frames, first.partial], [100, undefined])
+    assert.deepEqual([first.joined, sound.joined], [true, true])
     for (const { durationMs = 0 } of [first, sound]) {
       assert.ok(Math.abs(durationMs - 4000) <= 60, String(durationMs))
     }
