@@ -1,7 +1,7 @@
 /** Takes a PNG of any origin apart, and leaves a decoder only what belongs to its default picture. */
 import { crc32, inflateSync } from 'node:zlib'
 import { limits } from '@sluice/protocol/limits'
-import { DamagedPicture, TooLargePicture } from './damaged-picture.ts'
+import { DamagedPicture, TooLargePicture, UnsupportedPicture } from './damaged-picture.ts'
 import { readExif } from './exif-tags.ts'
 import { requireSizes } from './picture-facts.ts'
 import type { ColourCode, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
@@ -29,11 +29,13 @@ const kinds = new Map([
 ])
 
 /**
- * @throws DamagedPicture, TooLargePicture.
+ * @throws DamagedPicture, TooLargePicture, UnsupportedPicture.
  * @see PNG (Third Edition), sections 5 and 11.
  */
 export function readPng(bytes: Buffer, options: ReadOptions): PictureFacts {
   const { chunks, end, damagedAt, cutAt } = walk(bytes)
+  // What Xcode makes of PNGs: another order of samples, and data without their head.
+  if (chunks[0]?.name === 'CgBI') throw new UnsupportedPicture('compression')
   if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
   const [header] = chunks
   if (header?.name !== 'IHDR' || header.content.length !== 13) throw new DamagedPicture(8)

@@ -99,7 +99,9 @@ export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
   const patches: Patch[] = []
   const directories = walk(layout, patches)
   if (isCameraRaw(layout, directories)) throw new UnsupportedPicture('camera-raw')
-  const whole = directories.filter((directory) => !isReduced(layout, directory))
+  const pages = directories.filter((directory) => !isReduced(layout, directory))
+  // Some writers call reduced whatever they have made smaller once: what there is no larger one of is a page.
+  const whole = pages.length === 0 ? directories : pages
   const [first] = whole
   if (first === undefined) throw new DamagedPicture(8)
   const damaged = whole.some((directory) => {

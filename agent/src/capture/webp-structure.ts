@@ -22,7 +22,8 @@ const kinds = new Map([
 export function readWebp(bytes: Buffer, options: ReadOptions): PictureFacts {
   if (bytes.length < 20 || bytes.toString('latin1', 8, 12) !== 'WEBP') throw new DamagedPicture(0)
   const end = 8 + bytes.readUInt32LE(4)
-  const { chunks, damagedAt } = walk(bytes.subarray(0, end), 12, end)
+  const { chunks, ...walked } = walk(bytes.subarray(0, end), 12, end)
+  const damagedAt = losesPicture(chunks, walked) ? walked.damagedAt : undefined
   if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
   const extended = chunks.find(({ name, content }) => name === 'VP8X' && content.length >= 10)
   const frames = chunks.filter(({ name }) => name === 'ANMF')
@@ -73,7 +74,19 @@ export function readWebp(bytes: Buffer, options: ReadOptions): PictureFacts {
   }
 }
 
-function walk(bytes: Buffer, from: number, end: number): { chunks: Chunk[]; damagedAt?: number } {
+/** Where it breaks, and whether a chunk is cut there. */
+type Break = { damagedAt?: number; cut?: true }
+
+/** Behind a still picture nothing of it can be missing; of an animation the next frames can. */
+function losesPicture(chunks: readonly Chunk[], { damagedAt, cut }: Break): boolean {
+  if (damagedAt === undefined) return false
+  const names = chunks.map(({ name }) => name)
+  const wholeNames = cut === true ? names.slice(0, -1) : names
+  const isStill = !names.includes('ANMF') && !names.includes('ANIM')
+  return !isStill || !wholeNames.some((name) => name === 'VP8 ' || name === 'VP8L')
+}
+
+function walk(bytes: Buffer, from: number, end: number): { chunks: Chunk[] } & Break {
   const chunks: Chunk[] = []
   for (let at = from; ;) {
     if (at + 8 > bytes.length) break
@@ -81,7 +94,7 @@ function walk(bytes: Buffer, from: number, end: number): { chunks: Chunk[]; dama
     const name = bytes.toString('latin1', at, at + 4)
     const content = bytes.subarray(at + 8, at + 8 + size)
     chunks.push({ name, start: at, content })
-    if (content.length < size) return { chunks, damagedAt: bytes.length }
+    if (content.length < size) return { chunks, damagedAt: bytes.length, cut: true }
     if (chunks.length > piecesMax) throw new TooLargePicture('nesting')
     at += 8 + size + (size % 2)
   }

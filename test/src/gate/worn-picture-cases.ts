@@ -62,6 +62,18 @@ const pngs: readonly GateCase[] = [
     refused: corrupt,
   },
   {
+    name: 'a PNG as Xcode packs it',
+    make: file('a.png', async () => {
+      const bytes = await png()
+      return Buffer.concat([
+        bytes.subarray(0, 8),
+        chunk('CgBI', Buffer.alloc(4)),
+        bytes.subarray(8),
+      ])
+    }),
+    refused: { code: 'media.unsupported', says: /Export the picture/ },
+  },
+  {
     name: 'a PNG whose data look back farther than they say',
     quick: true,
     make: file('a.png', smallWindow),
@@ -266,6 +278,12 @@ const tiffs: readonly GateCase[] = [
     equal: looksLike(scene, 0),
   },
   {
+    name: 'a TIFF whose only page calls itself reduced',
+    make: file('a.tif', () => makeTiff([rgbPage(scene, [[254, 4, [1]]])])),
+    leaves: ['png'],
+    equal: looksLike(scene, 0),
+  },
+  {
     name: 'a TIFF that says more bytes for its strip than the file has',
     make: file('a.tif', () => withStripBytes(36_000_000)),
     leaves: ['png'],
@@ -287,6 +305,58 @@ const tiffs: readonly GateCase[] = [
   },
 ]
 
+const webp = () => picture(scene).webp({ lossless: true }).toBuffer()
+
+/** The size that a RIFF file says of itself, made larger. */
+function saysMore(bytes: Buffer, more: number): Buffer {
+  const other = Buffer.from(bytes)
+  other.writeUInt32LE(other.readUInt32LE(4) + more, 4)
+  return other
+}
+
+const webps: readonly GateCase[] = [
+  {
+    name: 'a WebP that says it goes on behind its picture',
+    make: file('a.webp', async () => saysMore(await webp(), 100)),
+    leaves: ['png'],
+    equal: looksLike(scene, 0),
+  },
+  {
+    name: 'a WebP cut in the metadata behind its picture',
+    make: file('a.webp', async () => {
+      const bytes = await picture(scene)
+        .withXmp('<x>canary-xmp</x>')
+        .webp({ lossless: true })
+        .toBuffer()
+      return bytes.subarray(0, -3)
+    }),
+    leaves: ['png'],
+    gone: ['canary-xmp'],
+    removed: ['xmp'],
+    equal: looksLike(scene, 0),
+  },
+  {
+    name: 'a WebP cut in its picture',
+    make: file('a.webp', async () => (await webp()).subarray(0, -20)),
+    refused: corrupt,
+  },
+  {
+    name: 'an animated WebP cut between two frames',
+    make: file('a.webp', async () => {
+      const frames = ['red', 'lime', 'blue'].map((background) =>
+        sharp({ create: { width: 30, height: 20, channels: 3, background } })
+          .png()
+          .toBuffer(),
+      )
+      const bytes = await sharp(await Promise.all(frames), { join: { animated: true } })
+        .webp({ lossless: true })
+        .toBuffer()
+      return bytes.subarray(0, bytes.lastIndexOf('ANMF'))
+    }),
+    refused: corrupt,
+  },
+]
+
 function withStripBytes(count: number): Buffer {
   const bytes = makeTiff([rgbPage(scene)])
   const directory = bytes.readUInt32LE(4)
@@ -303,4 +373,5 @@ export const wornPictureCases: readonly GateCase[] = [
   ...pixels,
   ...bmps,
   ...tiffs,
+  ...webps,
 ]
