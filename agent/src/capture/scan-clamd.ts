@@ -130,8 +130,9 @@ async function requireHonesty(settings: ClamdSettings): Promise<void> {
 }
 
 function tooLarge(bytesMax: number): SluiceError {
-  const mebibytes = Math.floor(bytesMax / 1024 ** 2)
-  return new SluiceError('scan.too_large', `the scanner looks at ${mebibytes} MiB at most`, {
+  const kibibytes = Math.floor(bytesMax / 1024)
+  const most = kibibytes < 1024 ? `${kibibytes} KiB` : `${Math.floor(kibibytes / 1024)} MiB`
+  return new SluiceError('scan.too_large', `the scanner looks at ${most} at most`, {
     hint: 'Raise StreamMaxLength, MaxFileSize and MaxScanSize of clamd (2 GiB at most), split the file, or let it pass unscanned with the policy "warn".',
   })
 }

@@ -248,6 +248,16 @@ describe('a clamd that lies', () => {
       assert.throws(() => verdictOf(answer, 1), { code: expected })
     })
 
+  it('beyond its limits names them, however small', () => {
+    for (const [bytes, most] of [
+      [10 * 1024, '10 KiB'],
+      [25 * 1024 ** 2, '25 MiB'],
+    ] as const) {
+      const message = `the scanner looks at ${most} at most`
+      assert.throws(() => verdictOf('INSTREAM size limit exceeded. ERROR', bytes), { message })
+    }
+  })
+
   it('is clean by one sentence only, whatever else it says', () => {
     const near = fc.stringMatching(/^.{0,4}stream: (?:OK|\(null\)|[A-Z]{1,8}).{0,8}$/)
     fc.assert(
