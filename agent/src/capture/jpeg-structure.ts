@@ -26,6 +26,10 @@ function isCoding(code: number): boolean {
 export function readJpeg(bytes: Buffer, options: ReadOptions): PictureFacts {
   const { segments, cutAt, ...walked } = walk(bytes)
   const frame = segments.find((segment) => isFrame(segment.marker))
+  // JPEG-LS (ITU-T T.87, C.1.1) has a frame of its own.
+  if (frame === undefined && segments.some((segment) => segment.marker === 0xf7)) {
+    throw new UnsupportedPicture('lossless-jpeg')
+  }
   const scans = segments.filter((segment) => segment.marker === marker.sos)
   // Cut between two scans, a picture decodes without complaint, with less of it than it had.
   if (scans.length > limits.imageScansMax) throw new TooLargePicture('scans')
