@@ -32,10 +32,13 @@ type Track = {
   sampleRateHz: number
   channels: number
   samples: number
-  /** Units of its clock, those of its last sample, and how many of them a second has. */
+  /** Units of its clock, and how many of them a second has. */
   units: number
-  lastUnits: number
   unitsPerSecond: number
+  /** When the first sample is shown, when the last one, and until when. */
+  firstAt: number
+  lastAt: number
+  untilAt: number
 }
 
 /** Content of a box that is held whole, and where we are in it. */
@@ -134,13 +137,14 @@ export async function checkFilm(pieces: AsyncIterable<Buffer>): Promise<CheckedF
     lastPictureMs:
       picture === undefined
         ? 0
-        : ((picture.units - picture.lastUnits) / picture.unitsPerSecond) * 1000,
+        : ((picture.lastAt - picture.firstAt) / picture.unitsPerSecond) * 1000,
     soundFrames: sound?.samples ?? 0,
   }
 }
 
 function lengthOf(track: Track | undefined): number {
-  return track === undefined ? 0 : Math.round((track.units / track.unitsPerSecond) * 1000)
+  if (track === undefined || track.untilAt === 0) return 0
+  return Math.round(((track.untilAt - track.firstAt) / track.unitsPerSecond) * 1000)
 }
 
 async function takeHead(cursor: ByteCursor): Promise<{ type: string; bytes: number }> {
@@ -369,7 +373,8 @@ type Described = Omit<Track, 'id' | 'codec'>
 
 const noSound = { sampleRateHz: 0, channels: 0 }
 const noPicture = { widthPixels: 0, heightPixels: 0 }
-const nothingYet = { samples: 0, units: 0, lastUnits: 0, unitsPerSecond: 0 }
+const neverShown = { firstAt: Infinity, lastAt: 0, untilAt: 0 }
+const nothingYet = { samples: 0, units: 0, unitsPerSecond: 0, ...neverShown }
 
 function readPictureEntry(fields: Fields, codec: 'avc1' | 'hvc1'): Described {
   fields.zeros(6)
@@ -606,11 +611,17 @@ function readRun(
   if (flags & 4) fields.bytes(4)
   const samples: Sample[] = []
   for (let i = 0; i < count; i++) {
-    track.lastUnits = flags & 0x100 ? fields.number(4) : defaults.duration
-    track.units += track.lastUnits
+    const duration = flags & 0x100 ? fields.number(4) : defaults.duration
     samples.push({ track, bytes: flags & 0x200 ? fields.number(4) : defaults.bytes })
     if (flags & 0x400) fields.bytes(4)
-    if (flags & 0x800) fields.bytes(4)
+    // Pictures are shown in another order than they are coded.
+    const later = flags & 0x800 ? fields.bytes(4) : undefined
+    const shift = version === 1 ? later?.readInt32BE(0) : later?.readUInt32BE(0)
+    const shownAt = track.units + (shift ?? 0)
+    track.firstAt = Math.min(track.firstAt, shownAt)
+    track.lastAt = Math.max(track.lastAt, shownAt)
+    track.untilAt = Math.max(track.untilAt, shownAt + duration)
+    track.units += duration
     // A run without fields could claim any number of samples.
     if (samples.length > headBytesMax) throw notClean('too many samples')
   }

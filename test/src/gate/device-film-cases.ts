@@ -120,6 +120,20 @@ const lastPictures: GateCase[] = [
     equal: lasts(3, 10_000),
   },
   {
+    name: 'pictures that come unevenly, shown in another order than they are coded, faithfully',
+    needs,
+    profile: 'faithful',
+    make: film(
+      ...['-f', 'lavfi', '-i', 'testsrc2=s=320x240:r=15:d=3'],
+      ...['-vf', "select='lt(n,20)+not(mod(n,3))'", '-fps_mode', 'passthrough'],
+      ...['-c:v', 'libx264', '-bf', '2', 'uneven.mp4'],
+    ),
+    leaves: ['mp4'],
+    equal: ([outcome]) => {
+      assert.deepEqual([outcome?.frames, outcome?.durationMs], [28, 2867])
+    },
+  },
+  {
     name: 'a Matroska that says it is longer, and breaks off within a block',
     needs,
     make: changed(film(...picture, '-c:v', 'mjpeg', 'a.mkv'), (bytes) => {
