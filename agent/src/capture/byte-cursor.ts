@@ -11,6 +11,8 @@ export type ByteCursor = {
    * @throws What `short` makes when fewer are left.
    */
   take(bytes: number): Promise<Buffer>
+  /** As `take`, and they come next again. */
+  peek(bytes: number): Promise<Buffer>
   /** Whatever comes next, at least one byte. */
   takeSome(): Promise<Buffer>
   skip(bytes: number): Promise<void>
@@ -43,6 +45,10 @@ export function byteCursor(pieces: AsyncIterable<Buffer>, short: () => Error): B
       piece = piece.subarray(bytes)
       at += bytes
       return taken
+    },
+    async peek(bytes) {
+      while (piece.length < bytes) if (!(await next())) throw short()
+      return piece.subarray(0, bytes)
     },
     async takeSome() {
       while (piece.length === 0) if (!(await next())) throw short()

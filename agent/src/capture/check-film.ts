@@ -21,6 +21,14 @@ export type CheckedFilm = {
   soundFrames: number
 }
 
+/** Looks at coded pictures while they are checked. */
+export type UnitWitness = {
+  /** @param unit All of it, or its first 4 KiB. */
+  parameterSet: (unit: Buffer) => void
+  /** @param start Its first bytes, with its head in the stream. `isFirst`: of its sample. */
+  slice: (start: Buffer, place: { isFirst: boolean }) => void
+}
+
 /** The index and the head of one fragment; ours are a thousandth of it. */
 const headBytesMax = 4 * 1024 ** 2
 
@@ -31,6 +39,8 @@ type Track = {
   heightPixels: number
   sampleRateHz: number
   channels: number
+  /** Parameter sets of its configuration. */
+  sets: Buffer[]
   samples: number
   /** Units of its clock, and how many of them a second has. */
   units: number
@@ -103,13 +113,18 @@ class Fields {
  * Checks a film, or a sound in MP4, that is about to leave. It shares no code with what wrote it, and
  * names what is allowed: anything else fails.
  *
+ * @param witness Is shown every unit of coded pictures on the way.
  * @throws SluiceError `media.not_clean`.
  * @see ISO/IEC 14496-12, 14496-14, 14496-15; "Encapsulation of FLAC in ISO Base Media File Format".
  */
-export async function checkFilm(pieces: AsyncIterable<Buffer>): Promise<CheckedFilm> {
+export async function checkFilm(
+  pieces: AsyncIterable<Buffer>,
+  witness?: UnitWitness,
+): Promise<CheckedFilm> {
   const cursor = byteCursor(pieces, () => notClean('an unfinished box'))
   checkBrands(await takeBox(cursor, 'ftyp'))
   const tracks = readMovie(await takeBox(cursor, 'moov'))
+  for (const set of tracks.flatMap(({ sets }) => sets)) witness?.parameterSet(set)
   let fragments = 0
   while (!(await cursor.ended())) {
     const start = cursor.at
@@ -122,7 +137,7 @@ export async function checkFilm(pieces: AsyncIterable<Buffer>): Promise<CheckedF
     if (head.type !== 'moof') throw notClean(head.type)
     const content = new Fields(Buffer.from(await cursor.take(head.bytes)), 'moof')
     const samples = readFragment(content, tracks, { start, number: ++fragments })
-    await checkMediaData(cursor, samples, start)
+    await checkMediaData(cursor, samples, { start, witness })
   }
   const picture = tracks.find(({ codec }) => codec === 'avc1' || codec === 'hvc1')
   const sound = tracks.find(({ codec }) => codec === 'mp4a' || codec === 'fLaC')
@@ -374,7 +389,7 @@ type Described = Omit<Track, 'id' | 'codec'>
 const noSound = { sampleRateHz: 0, channels: 0 }
 const noPicture = { widthPixels: 0, heightPixels: 0 }
 const neverShown = { firstAt: Infinity, lastAt: 0, untilAt: 0 }
-const nothingYet = { samples: 0, units: 0, unitsPerSecond: 0, ...neverShown }
+const nothingYet = { sets: [], samples: 0, units: 0, unitsPerSecond: 0, ...neverShown }
 
 function readPictureEntry(fields: Fields, codec: 'avc1' | 'hvc1'): Described {
   fields.zeros(6)
@@ -391,9 +406,10 @@ function readPictureEntry(fields: Fields, codec: 'avc1' | 'hvc1'): Described {
   fields.is(2, 24, 'a depth')
   fields.is(2, 0xffff, 'a colour table')
   let configured = false
+  const sets: Buffer[] = []
   for (const { type, fields: part } of fields.boxes()) {
-    if (type === 'avcC' && codec === 'avc1') checkAvcConfiguration(part)
-    else if (type === 'hvcC' && codec === 'hvc1') checkHevcConfiguration(part)
+    if (type === 'avcC' && codec === 'avc1') sets.push(...checkAvcConfiguration(part))
+    else if (type === 'hvcC' && codec === 'hvc1') sets.push(...checkHevcConfiguration(part))
     else if (type === 'pasp') part.bytes(8)
     else if (type === 'btrt') part.bytes(12)
     else if (type === 'fiel') part.bytes(2)
@@ -404,7 +420,7 @@ function readPictureEntry(fields: Fields, codec: 'avc1' | 'hvc1'): Described {
     configured ||= type === 'avcC' || type === 'hvcC'
   }
   if (!configured) throw notClean('pictures that nothing decodes')
-  return { widthPixels, heightPixels, ...noSound, ...nothingYet }
+  return { widthPixels, heightPixels, ...noSound, ...nothingYet, sets }
 }
 
 function checkColour(fields: Fields): void {
@@ -413,7 +429,8 @@ function checkColour(fields: Fields): void {
 }
 
 /** @see ISO/IEC 14496-15, 5.3.3.1: profile, lengths, sequence and picture parameter sets. */
-function checkAvcConfiguration(fields: Fields): void {
+function checkAvcConfiguration(fields: Fields): Buffer[] {
+  const sets: Buffer[] = []
   fields.is(1, 1, 'a version')
   const profile = fields.number(1)
   fields.bytes(2)
@@ -422,8 +439,9 @@ function checkAvcConfiguration(fields: Fields): void {
     const count = unitType === 7 ? fields.number(1) & 31 : fields.number(1)
     for (let i = 0; i < count; i++) {
       const bytes = fields.number(2)
-      if (bytes === 0 || (fields.number(1) & 31) !== unitType) throw notClean('a foreign unit')
-      fields.bytes(bytes - 1)
+      const unit = fields.bytes(bytes)
+      if (bytes === 0 || (unit.readUInt8(0) & 31) !== unitType) throw notClean('a foreign unit')
+      sets.push(unit)
     }
   }
   if (![66, 77, 88].includes(profile) && fields.left > 0) {
@@ -431,10 +449,12 @@ function checkAvcConfiguration(fields: Fields): void {
     fields.bytes(3)
     fields.is(1, 0, 'an extension')
   }
+  return sets
 }
 
 /** @see ISO/IEC 14496-15, 8.3.3.1: arrays of video, sequence and picture parameter sets. */
-function checkHevcConfiguration(fields: Fields): void {
+function checkHevcConfiguration(fields: Fields): Buffer[] {
+  const sets: Buffer[] = []
   fields.is(1, 1, 'a version')
   fields.bytes(20)
   if ((fields.number(1) & 3) !== 3) throw notClean('lengths of fewer than four bytes in hvcC')
@@ -445,11 +465,13 @@ function checkHevcConfiguration(fields: Fields): void {
     const count = fields.number(2)
     for (let i = 0; i < count; i++) {
       const bytes = fields.number(2)
-      if (bytes === 0 || ((fields.number(1) >> 1) & 63) !== unitType)
+      const unit = fields.bytes(bytes)
+      if (bytes < 2 || ((unit.readUInt8(0) >> 1) & 63) !== unitType)
         throw notClean('a foreign unit')
-      fields.bytes(bytes - 1)
+      sets.push(unit)
     }
   }
+  return sets
 }
 
 function readSoundEntry(fields: Fields, codec: 'mp4a' | 'fLaC'): Described {
@@ -633,7 +655,7 @@ function readRun(
 async function checkMediaData(
   cursor: ByteCursor,
   runs: readonly { samples: Sample[]; offset: number }[],
-  start: number,
+  { start, witness }: { start: number; witness: UnitWitness | undefined },
 ): Promise<void> {
   const head = await cursor.take(8)
   if (head.toString('latin1', 4, 8) !== 'mdat') throw notClean('a fragment without data')
@@ -645,18 +667,22 @@ async function checkMediaData(
     if (start + offset !== cursor.at) throw notClean('data of no sample')
     for (const sample of samples) {
       if (cursor.at + sample.bytes > end) throw notClean('a sample beyond its data')
-      await checkSample(cursor, sample)
+      await checkSample(cursor, sample, witness)
       sample.track.samples += 1
     }
   }
   if (cursor.at !== end) throw notClean('data of no sample')
 }
 
-async function checkSample(cursor: ByteCursor, { track, bytes }: Sample): Promise<void> {
+async function checkSample(
+  cursor: ByteCursor,
+  { track, bytes }: Sample,
+  witness: UnitWitness | undefined,
+): Promise<void> {
   switch (track.codec) {
     case 'avc1':
     case 'hvc1':
-      return checkUnits(cursor, { codec: track.codec, end: cursor.at + bytes })
+      return checkUnits(cursor, { codec: track.codec, end: cursor.at + bytes, witness })
     case 'mp4a': {
       if (bytes === 0) throw notClean('an empty sample')
       const first = (await cursor.take(1)).readUInt8(0) >> 5
@@ -679,23 +705,35 @@ const allowedUnits = {
   hvc1: new Set([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 18, 19, 20, 21, 32, 33, 34]),
 }
 
+/** What is looked at of a unit: of a parameter set more than there is in any honest one. */
+const shownBytes = { set: 4096, slice: 64 }
+
 async function checkUnits(
   cursor: ByteCursor,
-  { codec, end }: { codec: 'avc1' | 'hvc1'; end: number },
+  film: { codec: 'avc1' | 'hvc1'; end: number; witness: UnitWitness | undefined },
 ): Promise<void> {
+  const { codec, end, witness } = film
+  const setsFrom = codec === 'avc1' ? 7 : 32
+  let isFirst = true
   while (cursor.at < end) {
     const bytes = cursor.at + 5 <= end ? (await cursor.take(4)).readUInt32BE(0) : 0
     if (bytes === 0 || cursor.at + bytes > end) throw notClean('a unit that does not fit')
-    const head = (await cursor.take(1)).readUInt8(0)
+    const head = (await cursor.peek(1)).readUInt8(0)
     const type = codec === 'avc1' ? head & 31 : (head >> 1) & 63
     if (!allowedUnits[codec].has(type)) throw notClean(`a unit of type ${type}`)
-    if (codec === 'avc1') await cursor.skip(bytes - 1)
-    else {
+    const isSet = type >= setsFrom
+    const start = await cursor.take(Math.min(bytes, isSet ? shownBytes.set : shownBytes.slice))
+    if (codec === 'hvc1') {
       // Six bits of the layer lie over both bytes of the head; players show the first one.
-      const second = bytes < 2 ? 0xff : (await cursor.take(1)).readUInt8(0)
+      const second = start[1] ?? 0xff
       if ((head & 1) !== 0 || second >> 3 !== 0) throw notClean('a unit of a further layer')
-      await cursor.skip(bytes - 2)
     }
+    if (isSet) witness?.parameterSet(start)
+    else {
+      witness?.slice(start, { isFirst })
+      isFirst = false
+    }
+    await cursor.skip(bytes - start.length)
   }
 }
 

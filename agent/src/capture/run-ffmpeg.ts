@@ -35,6 +35,9 @@ const strictInput = {
 /** What decodes is taken. */
 const lenientInput = ['-err_detect', 'ignore_err', '-fflags', '+discardcorrupt']
 
+/** Of every output: a little more than allowed, so that too much can be told from just enough. */
+export const longest = ['-t', String(limits.videoDurationMsMax / 1000 + 1)]
+
 /** One run of ffmpeg: from where, to what, and within which bounds. */
 export type FfmpegRun = {
   /** Ends with where it goes. */
@@ -94,9 +97,7 @@ export async function startFfmpeg<T>(
         ...(lenient ? lenientInput : strictInput[run.what]),
         ...words('-max_alloc 1073741824'),
         ...run.input(at),
-        // A little more than allowed, so that too much can be told from just enough.
-        '-t',
-        String(limits.videoDurationMsMax / 1000 + 1),
+        ...longest,
         ...run.output,
       ],
       ...(run.inputs === undefined ? {} : { inputs: run.inputs }),

@@ -89,42 +89,202 @@ const faithful = {
   equal: copied,
 } as const
 
-export const bitstreamCases: readonly GateCase[] = codings.flatMap((coding): GateCase[] => [
-  ...(coding.name === 'h264' ? [7, 8] : [32, 33]).map((type): GateCase => ({
-    ...faithful,
-    name: `${coding.name}, faithfully: words behind a parameter set of type ${type}`,
-    make: behind(coding, type),
-    // In this one they are taken for more fields, of which only the decoder makes sense.
-    ...(coding.name === 'h264' && type === 8 ? { equal: samePictures } : {}),
-    gone: [canary],
-  })),
-  ...(coding.name === 'h264' ? [2, 3, 4] : [41, 48]).map((type): GateCase => ({
-    ...faithful,
-    name: `${coding.name}, faithfully: a unit of type ${type}, which no decoder here knows`,
-    make: withUnits(coding, (unit) => {
-      const head = coding.name === 'h264' ? [type] : [type << 1, 1]
-      const entry = coding.name === 'h264' ? 5 : 20
-      const hidden = Buffer.concat([Buffer.from(head), Buffer.from(`${canary}\x80`, 'latin1')])
-      return [19, entry].includes(coding.typeOf(unit)) ? [unit, hidden] : [unit]
-    }),
-    gone: [canary],
-  })),
+/** Adds up to `count` bits in front of those that end a unit, the last of which must be `from`. */
+function extended(unit: Buffer, from: '0' | '1', by: string): Buffer {
+  const bits = [...unit].map((byte) => byte.toString(2).padStart(8, '0')).join('')
+  const whole = bits.slice(0, bits.lastIndexOf('1'))
+  assert.ok(whole.endsWith(from), 'it has an extension already')
+  const longer = `${whole.slice(0, -1)}${by}1`
+  const padded = longer.padEnd(Math.ceil(longer.length / 8) * 8, '0')
+  return Buffer.from((padded.match(/.{8}/g) ?? []).map((byte) => parseInt(byte, 2)))
+}
+
+const bitsOf = (text: string) =>
+  [...Buffer.from(text)].map((byte) => byte.toString(2).padStart(8, '0')).join('')
+
+/** In whichever bit of a byte it begins. */
+function holdsBits(bytes: Buffer, text: string): boolean {
+  const wanted = bitsOf(text)
+  const whole = [...bytes].map((byte) => byte.toString(2).padStart(8, '0')).join('')
+  return whole.includes(wanted)
+}
+
+/** The same pictures, and neither as coded nor with what was hidden among them. */
+function codedAnew(text: string): NonNullable<GateCase['equal']> {
+  return (outcomes, source) => {
+    assert.ok(holdsBits(source, text), 'the control: the source has it')
+    for (const { bytes } of outcomes) assert.ok(!holdsBits(bytes, text), 'it has left')
+    samePictures(outcomes, source)
+  }
+}
+
+/** Extensions of sets in HEVC: flags of those that are known, none of them, and then data without meaning. */
+const hevcExtensions: readonly GateCase[] = [
+  ['video', 32, '1'],
+  ['sequence', 33, '100001111'],
+  ['picture', 34, '100001111'],
+].map(([name, type, flags]): GateCase => ({
+  ...faithful,
+  name: `hevc, faithfully: words in the extension of a ${name} parameter set`,
+  make: withUnits(codings[1] as Coding, (unit) =>
+    codings[1]?.typeOf(unit) === type ? [extended(unit, '0', `${flags}${bitsOf(canary)}`)] : [unit],
+  ),
+  equal: codedAnew(canary),
+}))
+
+/** A parameter set of H.264 with another number, which no slice asks for: its lists say anything. */
+function unusedPictureSet(): Buffer {
+  const unsigned = (value: number) => {
+    const bits = (value + 1).toString(2)
+    return '0'.repeat(bits.length - 1) + bits
+  }
+  const signed = (value: number) => unsigned(value > 0 ? 2 * value - 1 : -2 * value)
+  const lists = Array.from({ length: 6 }, (_, list) => {
+    const words = Buffer.from(canary.repeat(2)).subarray(list, list + 16)
+    return `1${[...words].map((word, i) => signed(word - (i === 0 ? 8 : (words[i - 1] ?? 0)))).join('')}`
+  })
+  const head = [unsigned(9), unsigned(0), '00', '111', '000', '111', '000', '0', '1']
+  const bits = `${head.join('')}${lists.join('')}${signed(0)}1`
+  const padded = bits.padEnd(Math.ceil(bits.length / 8) * 8, '0')
+  const content = (padded.match(/.{8}/g) ?? []).map((byte) => parseInt(byte, 2))
+  return Buffer.from([0x68, ...content])
+}
+
+const unseen: readonly GateCase[] = [
   {
     ...faithful,
-    name: `${coding.name}, faithfully: what is cut off at an edge without coding anew does not leave`,
-    make: (folder) => {
-      const [whole, cut] = [join(folder, 'whole.mp4'), join(folder, 'cut.mp4')]
-      run([...picture, ...coding.encoder, whole])
-      run(['-i', whole, '-c', 'copy', '-bsf:v', `${coding.name}_metadata=crop_right=64`, cut])
-      return cut
-    },
-    equal: (outcomes, source) => {
+    name: 'h264, faithfully: a parameter set that no slice asks for',
+    make: withUnits(codings[0] as Coding, (unit) =>
+      (unit.readUInt8(0) & 31) === 8 ? [unit, unusedPictureSet()] : [unit],
+    ),
+    equal(outcomes, source) {
+      // Its number and those of its lists, without the bits that end it.
+      const start = unusedPictureSet().subarray(1, 40)
+      assert.ok(source.includes(start), 'the control: the source has it')
+      assert.ok(!outcomes.some(({ bytes }) => bytes.includes(start)), 'it has left')
       samePictures(outcomes, source)
-      assert.equal(sidesOf(source), '320x240', 'the control: the source still has it')
-      assert.equal(sidesOf(outcomes[0]?.bytes), '256x240')
     },
   },
-])
+  {
+    ...faithful,
+    name: 'h264, faithfully: a film that is cut off at an edge from its second half on',
+    make: (folder) => {
+      const [whole, film] = [join(folder, 'whole.h264'), join(folder, 'a.mkv')]
+      run([...picture, ...h264, '-g', '25', '-bf', '0', whole])
+      const bytes = readFileSync(whole)
+      const second = bytes.lastIndexOf(sequenceHead)
+      assert.ok(second > 0)
+      writeFileSync(whole, Buffer.concat([bytes.subarray(0, second), cropped(whole, second)]))
+      run(['-r', '25', '-f', 'h264', '-i', whole, '-c', 'copy', film])
+      return film
+    },
+    equal([first], source) {
+      const sets = (of: Buffer | undefined) => {
+        const found = of?.indexOf(croppedSet) ?? -1
+        return found >= 0
+      }
+      assert.ok(croppedSet.length > 8 && sets(source), 'the control: the source has it')
+      assert.ok(!sets(first?.bytes), 'it has been copied')
+    },
+  },
+  {
+    ...faithful,
+    name: 'h264, faithfully: each sample has a second picture, which nobody shows',
+    make: (folder) => {
+      const film = join(folder, 'a.mp4')
+      run([
+        ...picture,
+        ...h264,
+        '-bf',
+        '0',
+        '-g',
+        '1',
+        '-bsf:v',
+        'filter_units=pass_types=1|5',
+        film,
+      ])
+      const bytes = readFileSync(film)
+      const [sizes, chunks, times] = ['stsz', 'stsc', 'stts'].map((type) => bytes.indexOf(type) + 8)
+      assert.ok(sizes && chunks && times)
+      const count = bytes.readUInt32BE(sizes + 4) / 2
+      assert.deepEqual([bytes.readUInt32BE(chunks), bytes.readUInt32BE(chunks + 8)], [1, 2 * count])
+      for (let i = 0; i < count; i++) {
+        const [one, two] = [0, 4].map((at) => bytes.readUInt32BE(sizes + 8 + 8 * i + at))
+        bytes.writeUInt32BE((one ?? 0) + (two ?? 0), sizes + 8 + 4 * i)
+      }
+      bytes.writeUInt32BE(count, sizes + 4)
+      bytes.writeUInt32BE(count, chunks + 8)
+      bytes.writeUInt32BE(count, times + 4)
+      bytes.writeUInt32BE(2 * bytes.readUInt32BE(times + 8), times + 8)
+      writeFileSync(film, bytes)
+      return film
+    },
+    equal(outcomes, source) {
+      samePictures(outcomes, source)
+      const [data, edge] = [source.indexOf('mdat'), source.indexOf('moov')] as const
+      assert.ok(data > 0 && edge > data)
+      // Bytes of slices from all over the film: coded anew, none of them is the same.
+      for (let at = data + 1000; at + 64 < edge; at += 5000) {
+        assert.ok(!outcomes[0]?.bytes.includes(source.subarray(at, at + 64)), `bytes at ${at}`)
+      }
+    },
+  },
+]
+
+const sequenceHead = Buffer.concat([startCode, Buffer.from([0x67])])
+let croppedSet: Buffer = Buffer.alloc(0)
+
+/** The pictures of a film from a place on, their right edge cut off without coding them anew. */
+function cropped(film: string, from: number): Buffer {
+  const cut = `${film}.cut`
+  run(['-i', film, '-c', 'copy', '-bsf:v', 'h264_metadata=crop_right=64', '-f', 'h264', cut])
+  const bytes = readFileSync(cut)
+  const at = bytes.lastIndexOf(sequenceHead)
+  assert.ok(from > 0 && at > 0)
+  croppedSet = Buffer.from(bytes.subarray(at + 4, bytes.indexOf(startCode, at + 4)))
+  return bytes.subarray(at)
+}
+
+export const bitstreamCases: readonly GateCase[] = [
+  ...hevcExtensions,
+  ...unseen,
+  ...codings.flatMap((coding): GateCase[] => [
+    ...(coding.name === 'h264' ? [7, 8] : [32, 33]).map((type): GateCase => ({
+      ...faithful,
+      name: `${coding.name}, faithfully: words behind a parameter set of type ${type}`,
+      make: behind(coding, type),
+      // In this one they are taken for more fields, of which only the decoder makes sense.
+      ...(coding.name === 'h264' && type === 8 ? { equal: samePictures } : {}),
+      gone: [canary],
+    })),
+    ...(coding.name === 'h264' ? [2, 3, 4] : [41, 48]).map((type): GateCase => ({
+      ...faithful,
+      name: `${coding.name}, faithfully: a unit of type ${type}, which no decoder here knows`,
+      make: withUnits(coding, (unit) => {
+        const head = coding.name === 'h264' ? [type] : [type << 1, 1]
+        const entry = coding.name === 'h264' ? 5 : 20
+        const hidden = Buffer.concat([Buffer.from(head), Buffer.from(`${canary}\x80`, 'latin1')])
+        return [19, entry].includes(coding.typeOf(unit)) ? [unit, hidden] : [unit]
+      }),
+      gone: [canary],
+    })),
+    {
+      ...faithful,
+      name: `${coding.name}, faithfully: what is cut off at an edge without coding anew does not leave`,
+      make: (folder) => {
+        const [whole, cut] = [join(folder, 'whole.mp4'), join(folder, 'cut.mp4')]
+        run([...picture, ...coding.encoder, whole])
+        run(['-i', whole, '-c', 'copy', '-bsf:v', `${coding.name}_metadata=crop_right=64`, cut])
+        return cut
+      },
+      equal: (outcomes, source) => {
+        samePictures(outcomes, source)
+        assert.equal(sidesOf(source), '320x240', 'the control: the source still has it')
+        assert.equal(sidesOf(outcomes[0]?.bytes), '256x240')
+      },
+    },
+  ]),
+]
 
 /** Of the first picture, with all that is coded. */
 function sidesOf(bytes: Buffer = Buffer.alloc(0)): string {
