@@ -109,12 +109,22 @@ async function tellConcluded(
  *
  * @returns The text of its envelope.
  */
-export async function interimReport(parts: ConcludeParts, id: PurgeId): Promise<string> {
-  return parts.database.read(async (sql) => {
-    const purge = await begunPurge(sql, id)
-    return (await reportOn(sql, parts, purge)).text
-  })
+export function interimReport(parts: ConcludeParts, id: PurgeId): Promise<string> {
+  const report = lastReport.then(() =>
+    parts.database.read(async (sql) => {
+      const purge = await begunPurge(sql, id)
+      return (await reportOn(sql, parts, purge)).text
+    }),
+  )
+  lastReport = report.then(
+    () => undefined,
+    () => undefined,
+  )
+  return report
 }
+
+/** One after the other: on thousands of agents each takes tens of megabytes while it is made. */
+let lastReport: Promise<undefined> = Promise.resolve(undefined)
 
 type Begun = PurgeRow & { intentAtMs: number; jobsSha256: string }
 

@@ -4,8 +4,9 @@ import { createPublicKey } from 'node:crypto'
 import { afterEach, beforeEach, describe, it } from 'node:test'
 import { setImmediate } from 'node:timers/promises'
 import { type ErrorCode, isSluiceError, SluiceError } from '@sluice/protocol/errors'
-import type { JobId, PrincipalId, PurgeId } from '@sluice/protocol/ids'
+import { type JobId, type PrincipalId, type PurgeId, purgeId } from '@sluice/protocol/ids'
 import { limits } from '@sluice/protocol/limits'
+import { newId } from '@sluice/protocol/process/new-id'
 import type { PurgeScope } from '@sluice/protocol/purge'
 import { verifyPurgeCertificate, verifyPurgeReport } from '@sluice/protocol/sealing/verify-purge'
 import { decideApproval } from '../access/approvals.ts'
@@ -335,6 +336,24 @@ describe('the end of a purge of many agents', () => {
     const { turns, found } = await conclude(150)
     assert(turns > turnsOfOneWrite, `${turns} turns`)
     assert.deepEqual(found, ['concluded'])
+  })
+
+  it('is reported on one report at a time, and one that fails holds up no other', async () => {
+    const agents = await Promise.all(Array.from({ length: 70 }, () => world.enrol('capture')))
+    const id = await purge({ kind: 'everything' })
+    for (const agent of agents) await world.obey(agent)
+    const steps: string[] = []
+    const now = () => (steps.push('begun'), world.ground.now())
+    const sign = (bytes: Buffer) => (steps.push('signed'), world.evidence.sign(bytes))
+    const parts = { ...world.ground, now, evidence: { ...world.evidence, sign } }
+    const unknown = newId(purgeId, 1)
+    const asked = [id, unknown, id].map((one) => interimReport(parts, one))
+    const answers = await Promise.allSettled(asked)
+    assert.deepEqual(
+      answers.map(({ status }) => status),
+      ['fulfilled', 'rejected', 'fulfilled'],
+    )
+    assert.deepEqual(steps, ['begun', 'signed', 'begun', 'signed'])
   })
 
   it('goes in one piece for a few', async () => {
