@@ -81,7 +81,7 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
     animated: false,
     removed,
     codedAt: item.extents[0]?.at ?? 0,
-    decodable: withoutOthers(bytes, meta, primary),
+    decodable: asStill(withoutOthers(bytes, meta, primary), boxes, coding),
     ...(icc === undefined ? {} : { icc }),
     ...(colour === undefined ? {} : { colour }),
     ...(damagedAt === undefined ? {} : { damagedAt }),
@@ -102,6 +102,32 @@ function withoutOthers(bytes: Buffer, meta: Meta, primary: number): Buffer {
   for (const [, { flagsAt }] of others) copy.writeUInt8(copy.readUInt8(flagsAt) | 1, flagsAt)
   return copy
 }
+
+/**
+ * A file that is a sequence too, as the still picture that it also is: decoders take it for one or the other by
+ * its first brand, and ours know stills only.
+ *
+ * @see ISO/IEC 23008-12, 10.2 (brands of images and of sequences); AV1 Image File Format, section 6.
+ */
+function asStill(bytes: Buffer, boxes: readonly Box[], coding: 'av1' | 'hevc'): Buffer {
+  const [head] = boxes
+  const sequences = boxes.filter(({ type }) => type === 'moov')
+  const major = bytes.toString('latin1', 8, 12)
+  if (head?.type !== 'ftyp') return bytes
+  if (!sequenceBrands.has(major) && sequences.length === 0) return bytes
+  const still = Buffer.from(bytes)
+  for (const { start } of sequences) still.write('free', start + 4, 'latin1')
+  // Major brand, its version, then all brands that the file is.
+  for (let at = head.contentAt; at + 4 <= head.end; at += 4) {
+    if (at === head.contentAt + 4) continue
+    const brand = bytes.toString('latin1', at, at + 4)
+    if (at === head.contentAt) still.write(coding === 'av1' ? 'avif' : 'heic', at, 'latin1')
+    else if (sequenceBrands.has(brand)) still.write('mif1', at, 'latin1')
+  }
+  return still
+}
+
+const sequenceBrands = new Set(['avis', 'msf1', 'hevc', 'hevx', 'hevm', 'hevs'])
 
 function walk(bytes: Buffer, from: number, to: number): { boxes: Box[]; damagedAt?: number } {
   const boxes: Box[] = []

@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import sharp from 'sharp'
 
 import type { GateCase } from './cases.ts'
+import { box } from './make-heif.ts'
 import { gifExtension, withGifBlocks } from './make-pictures.ts'
 import { drawScene, picture, pixelsOf, turned } from './pixels.ts'
 import { file, firstBytes, looksLike } from './write-case.ts'
@@ -182,6 +183,20 @@ const gif: readonly GateCase[] = [
 ]
 
 const avif: readonly GateCase[] = [
+  {
+    name: 'an AVIF that is a sequence too: its still picture',
+    quick: true,
+    make: file('a.avif', async () => {
+      const still = await picture(scene)
+        .avif({ quality: 90, chromaSubsampling: '4:4:4' })
+        .toBuffer()
+      still.write('avis', 8, 'latin1')
+      return Buffer.concat([still, box('moov', box('mvhd', Buffer.alloc(100)))])
+    }),
+    leaves: ['png'],
+    removed: ['animation'],
+    equal: looksLike(scene, 5),
+  },
   {
     name: 'an AVIF with a trailer that is no box',
     make: file('a.avif', async () =>
