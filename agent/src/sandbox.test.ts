@@ -135,7 +135,7 @@ describe(
       const source = `import('${sandbox}').then((own) => console.log(own.systemCallsAt('none')))`
       const visible = [process.execPath, path.resolve(import.meta.dirname, '../..')]
       const request = evaluate(source, { isolation: 'bubblewrap', visible })
-      assert.equal((await outputOf(request)).trim(), 'by-service')
+      assert.equal((await outputOf(request)).trim(), 'inherited')
     })
 
     it('finds its input read-only under a name of ours', async () => {

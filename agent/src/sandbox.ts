@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { IsolationLevel, SystemCalls } from '@sluice/protocol/manifest'
-import { isFilteredByService, systemCallFilter } from './system-calls.ts'
+import { inheritsFilter, systemCallFilter } from './system-calls.ts'
 import { groupHasRunning, isRunning, residentBytes, killNow, startOf } from './process-tree.ts'
 
 /** Bounds of one sandboxed program and everything it starts. */
@@ -116,7 +116,7 @@ export async function detectIsolation(
 /** Whether what runs at this level reaches only the system calls it needs; for status and manifest. */
 export function systemCallsAt(isolation: IsolationLevel): SystemCalls {
   if (isolation === 'bubblewrap' && systemCallFilter() !== undefined) return 'filtered'
-  return isFilteredByService() ? 'by-service' : 'any'
+  return inheritsFilter() ? 'inherited' : 'any'
 }
 
 /**

@@ -95,7 +95,7 @@ function kernelFilters(): boolean {
  *
  * @see proc_pid_status(5): 2 is SECCOMP_MODE_FILTER.
  */
-export function isFilteredByService(): boolean {
+export function inheritsFilter(): boolean {
   const status = readFileSync('/proc/self/status', 'latin1')
   return /^Seccomp:\s*2$/m.test(status) && /^NoNewPrivs:\s*1$/m.test(status)
 }

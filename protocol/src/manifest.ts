@@ -22,8 +22,8 @@ export const mediumName = z.string().regex(/^[0-9]{4,5}\.(?:jpg|png|webp|mp4|fla
 export const isolationLevel = z.enum(['bubblewrap', 'none'])
 export type IsolationLevel = z.infer<typeof isolationLevel>
 
-/** `by-service`: decoders are only held to what the service of their agent may call. */
-export const systemCalls = z.enum(['filtered', 'by-service', 'any'])
+/** `inherited`: decoders are only held to what the service of their agent may call. */
+export const systemCalls = z.enum(['filtered', 'inherited', 'any'])
 export type SystemCalls = z.infer<typeof systemCalls>
 
 /** Which table of `capture/profiles.ts` the media were normalised by. */

@@ -66,7 +66,7 @@ async function examine(config: AgentConfig): Promise<Finding[]> {
 
 const callsText: Record<SystemCalls, string> = {
   filtered: 'system calls filtered',
-  'by-service': 'system calls as its service may make them',
+  inherited: 'system calls as its service may make them',
   any: 'any system call',
 }
 
