@@ -414,7 +414,6 @@ function readPictureEntry(fields: Fields, codec: 'avc1' | 'hvc1'): Described {
     else if (type === 'btrt') part.bytes(12)
     else if (type === 'fiel') part.bytes(2)
     else if (type === 'colr') checkColour(part)
-    else if (type === 'mdcv' || type === 'clli') part.bytes(type === 'mdcv' ? 24 : 4)
     else throw notClean(type)
     part.end()
     configured ||= type === 'avcC' || type === 'hvcC'

@@ -16,8 +16,8 @@ const children: Readonly<Record<string, readonly string[]>> = {
   minf: ['vmhd', 'smhd', 'dinf', 'stbl'],
   dinf: ['dref'],
   stbl: ['stsd', 'stts', 'ctts', 'stss', 'stsc', 'stsz', 'stco', 'sdtp'],
-  avc1: ['avcC', 'pasp', 'colr', 'btrt', 'fiel', 'mdcv', 'clli'],
-  hvc1: ['hvcC', 'pasp', 'colr', 'btrt', 'fiel', 'mdcv', 'clli'],
+  avc1: ['avcC', 'pasp', 'colr', 'btrt', 'fiel'],
+  hvc1: ['hvcC', 'pasp', 'colr', 'btrt', 'fiel'],
   mp4a: ['esds', 'btrt', 'chan'],
   fLaC: ['dfLa', 'btrt', 'chan'],
   mvex: ['mehd', 'trex'],
@@ -25,6 +25,23 @@ const children: Readonly<Record<string, readonly string[]>> = {
   traf: ['tfhd', 'tfdt', 'trun'],
   mfra: ['tfra', 'mfro'],
 }
+
+/**
+ * What ffmpeg hands on from a source, whether its pictures are copied or not, and no option holds back: on
+ * which screen a film was made, how bright it gets, where it is to be looked at from, by which eye.
+ */
+const handedOn = new Set([
+  'mdcv',
+  'clli',
+  'cclv',
+  'amve',
+  'st3d',
+  'sv3d',
+  'vexu',
+  'dvcC',
+  'dvvC',
+  'dvwC',
+])
 
 /** Bytes before the first child box. */
 const fieldBytes: Readonly<Record<string, number>> = { avc1: 78, hvc1: 78, mp4a: 28, fLaC: 28 }
@@ -58,7 +75,7 @@ export async function* cleanFilm(encoded: AsyncIterable<Buffer>): AsyncGenerator
       pending = pending.subarray(needed)
       if (box.type !== 'mdat') {
         cleanBox(head, { ...box, offset: 0 })
-        yield box.type === 'moov' ? withoutForeignUnits(head) : head
+        yield box.type === 'moov' ? withoutForeign(head) : head
         continue
       }
       yield head
@@ -96,13 +113,18 @@ function cleanBox(bytes: Buffer, box: Box): void {
   const [start, end] = contentRange(box)
   const from = start + (fieldBytes[box.type] ?? 0)
   if (from > end) throw notClean(box.type)
-  if (box.type === 'avc1' || box.type === 'hvc1') blankEncoderName(bytes, start)
+  if (isPicture(box)) blankEncoderName(bytes, start)
   for (const child of boxesIn(bytes, [from, end])) {
     // ffmpeg writes an empty list of tags even when there are none.
     if (box.type === 'moov' && child.type === 'udta') blankBox(bytes, child)
     else if (allowed.includes(child.type)) cleanBox(bytes, child)
+    else if (isPicture(box) && handedOn.has(child.type)) continue
     else throw notClean(child.type)
   }
+}
+
+function isPicture({ type }: Box): boolean {
+  return type === 'avc1' || type === 'hvc1'
 }
 
 function cleanLeaf(bytes: Buffer, box: Box): void {
@@ -146,10 +168,10 @@ function blankBox(bytes: Buffer, box: Box): void {
 }
 
 /**
- * Encoders of HEVC sign in the configuration too, beside the parameter sets. What is taken out there
- * becomes free space at the end of the index, so that no offset changes.
+ * Encoders of HEVC sign in the configuration too, beside the parameter sets. What is taken out there, and
+ * what was handed on, becomes free space at the end of the index, so that no offset changes.
  */
-function withoutForeignUnits(index: Buffer): Buffer {
+function withoutForeign(index: Buffer): Buffer {
   const rest = rebuilt(index, boxAt(index, 0, index.length))
   const freed = index.length - rest.length
   if (freed === 0) return index
@@ -161,16 +183,18 @@ function withoutForeignUnits(index: Buffer): Buffer {
   return Buffer.concat([rest, free])
 }
 
-/** Where the configuration lies. */
-const wayToUnits = new Set(['moov', 'trak', 'mdia', 'minf', 'stbl', 'stsd', 'hvc1'])
+/** Where the description of pictures lies. */
+const wayToPictures = new Set(['moov', 'trak', 'mdia', 'minf', 'stbl', 'stsd', 'avc1', 'hvc1'])
 
 function rebuilt(bytes: Buffer, box: Box): Buffer {
   const [start, end] = contentRange(box)
   let content: Buffer
   if (box.type === 'hvcC') content = parameterSets(bytes.subarray(start, end))
-  else if (wayToUnits.has(box.type)) {
+  else if (wayToPictures.has(box.type)) {
     const from = start + (box.type === 'stsd' ? 8 : (fieldBytes[box.type] ?? 0))
-    const parts = boxesIn(bytes, [from, end]).map((child) => rebuilt(bytes, child))
+    const parts = boxesIn(bytes, [from, end])
+      .filter((child) => !isPicture(box) || !handedOn.has(child.type))
+      .map((child) => rebuilt(bytes, child))
     content = Buffer.concat([bytes.subarray(start, from), ...parts])
   } else return bytes.subarray(box.offset, end)
   const head = Buffer.from(bytes.subarray(box.offset, box.offset + 8))

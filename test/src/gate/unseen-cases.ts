@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import sharp from 'sharp'
 
 import type { GateCase } from './cases.ts'
-import { chunk, decoded } from './make-films.ts'
+import { box, changed, chunk, decoded, film, h264, picture } from './make-films.ts'
 import { makeHeic } from './make-heif.ts'
 import type { CodedPicture } from './make-heif.ts'
 import { pixelsOf } from './pixels.ts'
@@ -137,4 +137,54 @@ const sounds: readonly GateCase[] = (
   })),
 )
 
-export const unseenCases: readonly GateCase[] = [...pictures, ...sounds]
+/** Adds a box at the end of the description of the first track's pictures; the index lies behind the data. */
+function intoPictures(bytes: Buffer, addition: Buffer): Buffer {
+  const grown = Buffer.from(bytes)
+  let at = grown.lastIndexOf('moov') - 4
+  for (const type of ['trak', 'mdia', 'minf', 'stbl', 'stsd', /avc1|hvc1/]) {
+    const size = grown.readUInt32BE(at)
+    grown.writeUInt32BE(size + addition.length, at)
+    const found = grown.toString('latin1', at + 8, at + size).search(type)
+    assert.ok(found > 0, String(type))
+    at += 8 + found - 4
+  }
+  const end = at + grown.readUInt32BE(at)
+  grown.writeUInt32BE(grown.readUInt32BE(at) + addition.length, at)
+  return Buffer.concat([grown.subarray(0, end), addition, grown.subarray(end)])
+}
+
+const highHevc = [
+  ...['-c:v', 'libx265', '-preset', 'ultrafast', '-x265-params', 'log-level=none:bframes=0'],
+  ...['-pix_fmt', 'yuv420p10le', '-tag:v', 'hvc1', '-color_primaries', 'bt2020'],
+  ...['-color_trc', 'smpte2084', '-colorspace', 'bt2020nc'],
+]
+
+/** @see ISO/IEC 14496-12, 12.1.5 and following: numbers of 16 and 32 bits, none of which is checked. */
+const screens = ['mastering-canary-of-24-b', 'clli']
+
+const films: readonly GateCase[] = [
+  ...(['analysis', 'faithful', 'compact'] as const).map((profile): GateCase => ({
+    name: `a film of high dynamic range says nothing of the screen it was made on, ${profile}`,
+    needs: ['ffmpeg'],
+    profile,
+    make: changed(film(...picture, ...highHevc, 'a.mp4'), (bytes) => {
+      const [screen = '', light = ''] = screens
+      return intoPictures(bytes, Buffer.concat([box('mdcv', screen), box('clli', light)]))
+    }),
+    leaves: ['mp4'],
+    gone: ['mdcv', ...screens],
+  })),
+  ...(['analysis', 'faithful'] as const).map((profile): GateCase => ({
+    name: `a film for both eyes leaves as the pictures it has, ${profile}`,
+    needs: ['ffmpeg'],
+    profile,
+    make: film(...picture, ...h264, '-metadata:s:v', 'stereo_mode=left_right', 'a.mkv'),
+    leaves: ['mp4'],
+    equal([first], source) {
+      assert.ok(source.includes(Buffer.from('53b88101', 'hex')), 'the control: StereoMode is 1')
+      assert.ok(!first?.bytes.includes('st3d'))
+    },
+  })),
+]
+
+export const unseenCases: readonly GateCase[] = [...pictures, ...sounds, ...films]
