@@ -1,5 +1,6 @@
 /** Reads the head of a FLAC, and writes a new one that says nothing but how to decode the sound. */
 import { SluiceError } from '@sluice/protocol/errors'
+import { corruptMedium } from './av-facts.ts'
 
 export type FlacFacts = {
   sampleRateHz: number
@@ -36,7 +37,7 @@ const blockNames = [
  */
 export function readFlacHead(head: Buffer): FlacFacts {
   const good = head.length >= flacHeadBytes && head.toString('latin1', 0, 4) === 'fLaC'
-  if (!good || (head.readUInt32BE(4) & 0x7fffffff) !== 34) throw corrupt()
+  if (!good || (head.readUInt32BE(4) & 0x7fffffff) !== 34) throw corruptMedium('sound', { byte: 0 })
   const packed = head.readBigUInt64BE(18)
   const facts = {
     sampleRateHz: Number(packed >> 44n),
@@ -44,7 +45,7 @@ export function readFlacHead(head: Buffer): FlacFacts {
     bitsPerSample: Number((packed >> 36n) & 31n) + 1,
     samples: Number(packed & 0xfffffffffn),
   }
-  if (facts.sampleRateHz === 0) throw corrupt()
+  if (facts.sampleRateHz === 0) throw corruptMedium('sound', { byte: 18 })
   return facts
 }
 
@@ -60,7 +61,8 @@ export async function listFlacBlocks(
 ): Promise<string[]> {
   const kinds = new Set<string>()
   let count = 0
-  for (let at = 4; at + 4 <= bytes && at < metadataBytesMax;) {
+  let at = 4
+  while (at + 4 <= bytes && at < metadataBytesMax) {
     if (++count > blocksMax) break
     const header = (await read(at, 4)).readUInt32BE(0)
     const type = (header >>> 24) & 0x7f
@@ -68,7 +70,7 @@ export async function listFlacBlocks(
     at += 4 + (header & 0xffffff)
     if (header >>> 31 === 1) return [...kinds].toSorted()
   }
-  throw corrupt()
+  throw corruptMedium('sound', { byte: Math.min(at, bytes) })
 }
 
 /** Takes an encoder's stream apart: its STREAMINFO, and the frames with every other block gone. */
@@ -106,7 +108,7 @@ export function splitFlac(): FlacSplitter {
       if (info !== undefined) return
       // An encoder that got no sample writes nothing, or a head alone: then the source held none.
       const empty = pending.length === 0 || firstFrame(pending) === pending.length
-      throw empty ? corrupt() : notClean('no sound')
+      throw empty ? corruptMedium('sound', { ms: 0 }) : notClean('no sound')
     },
     head(samples) {
       if (info === undefined) throw notClean('no sound')
@@ -136,12 +138,6 @@ function firstFrame(bytes: Buffer): number | undefined {
     if (header >>> 31 === 1) return at <= bytes.length ? at : undefined
   }
   return undefined
-}
-
-function corrupt(): SluiceError {
-  return new SluiceError('media.corrupt', 'the sound is damaged or cut short', {
-    hint: 'Copy it from the recorder again; damaged recordings are not sealed.',
-  })
 }
 
 function notClean(what: string): SluiceError {

@@ -5,7 +5,7 @@ import { corruptMedium, readAhead, tooLarge } from './av-facts.ts'
 import type { Ahead, Readable, ReadOptions } from './av-facts.ts'
 import { foreignMagic } from './foreign.ts'
 import { readAdtsHeader, readMp3Header } from './sniff-av.ts'
-import { id3Bytes } from './sniff.ts'
+import { apeBytes, id3Bytes } from './sniff.ts'
 
 export type FramesFormat = 'mp3' | 'aac' | 'amr' | 'awb'
 
@@ -140,14 +140,13 @@ async function passOver(
 /**
  * Bytes of a tag that begins here, 0 where none does.
  *
- * @see id3.org ("ID3v1", "ID3 tag version 2.4.0") and wiki.hydrogenaud.io ("APE Tags Header").
+ * @see id3.org ("ID3v1", "ID3 tag version 2.4.0").
  */
 function tagBytes(bytes: Buffer): number {
   const name = bytes.toString('latin1', 0, 8)
   if (name.startsWith('TAG+')) return 227
   if (name.startsWith('TAG')) return 128
-  if (name === 'APETAGEX' && bytes.length >= 32) return 32 + bytes.readUInt32LE(12)
-  return id3Bytes(bytes)
+  return id3Bytes(bytes) || apeBytes(bytes)
 }
 
 /** Frames that lie where each before them ends: so many are no accident. One of AMR says less. */

@@ -28,18 +28,32 @@ export async function findFrames(
   source: Sniffable,
   start: number,
 ): Promise<FoundFrames | undefined> {
-  const left = source.bytes - start
+  const blank = await blankBytes(source, start)
+  // The last zero stays: what follows zeros is junk before frames like any other.
+  const from = start + Math.max(0, blank - 1)
+  const left = source.bytes - from
   if (left < 8) return undefined
-  const window = await source.read(start, Math.min(windowBytes, left))
+  const window = await source.read(from, Math.min(windowBytes, left))
   const whole = window.length === left
   for (let at = 0; at < Math.min(junkBytesMax, window.length - 4); at++) {
     if (window[at] !== 0xff) continue
     for (const format of ['mp3', 'aac'] as const) {
       // A short file may hold fewer, but then it begins with one and holds nothing else.
-      if (isChain(window, at, format, whole && at === 0)) return { format, offset: start + at }
+      if (isChain(window, at, format, whole && at === 0)) return { format, offset: from + at }
     }
   }
   return undefined
+}
+
+/** Programs that take a tag out leave its room empty: at most as much as a cover had. */
+const blankBytesMax = 1024 ** 2
+
+async function blankBytes(source: Sniffable, start: number): Promise<number> {
+  const first = await source.read(start, Math.min(1, source.bytes - start))
+  if (first[0] !== 0) return 0
+  const room = await source.read(start, Math.min(blankBytesMax, source.bytes - start))
+  const end = room.findIndex((byte) => byte !== 0)
+  return end < 0 ? room.length : end
 }
 
 function isChain(window: Buffer, from: number, format: 'mp3' | 'aac', whole: boolean): boolean {
@@ -146,8 +160,8 @@ export type FoundPackets = { packetBytes: number; offset: number }
  */
 export function findPackets(head: Buffer): FoundPackets | undefined {
   for (const bytes of packetBytes) {
-    if (head.length < bytes * packetsInRow) continue
-    for (let offset = 0; offset < bytes; offset++) {
+    // What is no packet comes before them where a stream was cut out of something else.
+    for (let offset = 0; offset + bytes * packetsInRow <= head.length; offset++) {
       if (head[offset] !== 0x47) continue
       let row = 1
       while (head[offset + row * bytes] === 0x47) row++

@@ -57,15 +57,26 @@ const taggedFormats = new Set<SourceFormat>(['flac', 'wav', 'aiff', 'ogg', 'amr'
 /** Tags may follow one another; more of them than this are no honest file. */
 const tagsMax = 8
 
-/** Offset behind all ID3v2 tags at the beginning. */
+/** Offset behind all tags of ID3v2 and APE at the beginning. */
 export async function id3End(source: Sniffable): Promise<number> {
   let at = 0
   for (let tag = 0; tag < tagsMax && at < source.bytes; tag++) {
-    const bytes = id3Bytes(await source.read(at, Math.min(10, source.bytes - at)))
+    const head = await source.read(at, Math.min(32, source.bytes - at))
+    const bytes = id3Bytes(head) || apeBytes(head)
     if (bytes === 0) break
     at += bytes
   }
   return at
+}
+
+/**
+ * Bytes of the APE tag that begins with this header, 0 without one.
+ *
+ * @see wiki.hydrogenaud.io, "APE Tags Header": the size has all but the header.
+ */
+export function apeBytes(head: Buffer): number {
+  if (head.length < 32 || text(head, 0, 8) !== 'APETAGEX') return 0
+  return 32 + head.readUInt32LE(12)
 }
 
 /**

@@ -315,6 +315,27 @@ const taggedCases: GateCase[] = [
     gone: ['canary-stamp'],
     removed: ['id3'],
   })),
+  {
+    name: 'an MP3 behind an APE tag with a large cover, and the room of another',
+    needs,
+    make: (folder) =>
+      changed(made('b.mp3'), (bytes) => {
+        const header = Buffer.alloc(32)
+        header.write('APETAGEX')
+        header.writeUInt32LE(60_000, 12)
+        const cover = Buffer.alloc(60_000, 'canary-cover')
+        return Buffer.concat([
+          header,
+          cover,
+          Buffer.alloc(100_000),
+          bytes.subarray(id3Length(bytes)),
+        ])
+      })(folder),
+    leaves: flac,
+    gone: ['canary-cover'],
+    removed: ['id3', 'junk'],
+    equal: lasting(1000, 100),
+  },
   ...(
     [
       ['an MP3 of free bit rate', 'a.mp3', Buffer.from('fffb0000', 'hex'), /free bit rate/],
