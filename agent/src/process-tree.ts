@@ -1,23 +1,36 @@
 /** Looks at processes through /proc: who descends from whom, what they hold, whether they still run. */
 import { readFileSync, readdirSync } from 'node:fs'
 
-/** Resident memory of a process and its descendants; 0 for those that ended meanwhile. */
-export function residentBytes(pid: number): number {
-  const pages = Number(procText(`/proc/${pid}/statm`).split(' ')[1] ?? 0)
-  return childrenOf(pid).reduce((total, child) => total + residentBytes(child), pages * 4096)
+/**
+ * Resident memory, processes and threads of a process and its descendants; those that ended meanwhile
+ * count as nothing.
+ *
+ * @param tasksMax Beyond so many it stops counting: who has that many makes more than can be counted.
+ */
+export function treeUse(pid: number, tasksMax: number): { bytes: number; tasks: number } {
+  let bytes = 0
+  let tasks = 0
+  const waiting = [pid]
+  for (let next = waiting.pop(); next !== undefined; next = waiting.pop()) {
+    const threads = threadsOf(next)
+    tasks += threads.length
+    if (tasks > tasksMax) break
+    bytes += Number(procText(`/proc/${next}/statm`).split(' ')[1] ?? 0) * 4096
+    for (const thread of threads) {
+      const children = procText(`/proc/${next}/task/${thread}/children`)
+      waiting.push(...children.split(' ').filter(Boolean).map(Number))
+    }
+  }
+  return { bytes, tasks }
 }
 
-function childrenOf(pid: number): number[] {
-  let threads: string[]
+function threadsOf(pid: number): string[] {
   try {
-    threads = readdirSync(`/proc/${pid}/task`)
+    return readdirSync(`/proc/${pid}/task`)
   } catch (error) {
     if (isGone(error)) return []
     throw error
   }
-  return threads.flatMap((thread) =>
-    procText(`/proc/${pid}/task/${thread}/children`).split(' ').filter(Boolean).map(Number),
-  )
 }
 
 function procText(file: string): string {

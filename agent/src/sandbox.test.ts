@@ -234,6 +234,18 @@ for (const isolation of levels) {
       assert.equal(exit.dead, true)
     })
 
+    it('starts no more processes than it may', { skip: isolation === 'none' }, async () => {
+      const script =
+        'for i in 1 2 3 4 5 6 7 8 9 10; do for j in 1 2 3 4; do sleep 60 & done; done; wait'
+      const request = shell(script, { isolation, bounds: { ...bounds, processesMax: 16 } })
+      const { exit } = await runInSandbox(request, discardOutput)
+      // The kernel itself stops everybody but root.
+      assert.equal(exit.outcome, process.getuid?.() === 0 ? 'processes' : 'failed')
+      assert.equal(exit.dead, true)
+      const enough = shell(script, { isolation, bounds: { ...bounds, wallMs: 1000 } })
+      assert.equal((await runInSandbox(enough, discardOutput)).exit.outcome, 'timeout')
+    })
+
     it('ends when the process that started it is killed', async () => {
       const seconds = String(40_000 + process.pid)
       const source = `

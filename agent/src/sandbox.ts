@@ -11,7 +11,7 @@ import { fileURLToPath } from 'node:url'
 import { SluiceError } from '@sluice/protocol/errors'
 import type { IsolationLevel, SystemCalls } from '@sluice/protocol/manifest'
 import { inheritsFilter, systemCallFilter } from './system-calls.ts'
-import { groupHasRunning, isRunning, residentBytes, killNow, startOf } from './process-tree.ts'
+import { groupHasRunning, isRunning, killNow, startOf, treeUse } from './process-tree.ts'
 
 /** Bounds of one sandboxed program and everything it starts. */
 export type SandboxBounds = {
@@ -58,6 +58,7 @@ export type SandboxOutcome =
   | 'failed'
   | 'timeout'
   | 'memory'
+  | 'processes'
   | 'output'
   | 'aborted'
   | 'abandoned'
@@ -82,6 +83,9 @@ export type SandboxExit = {
 const reportBytesMax = 64 * 1024
 
 const watchMs = 50
+const processesMaxDefault = 64
+/** bubblewrap's own processes, outside and inside, with room for what is ending as it is counted. */
+const ownTasksMax = 8
 /** A killed tree is gone within milliseconds; a process stuck in the kernel can take longer. */
 const deathMs = 10_000
 
@@ -135,7 +139,7 @@ export async function runInSandbox<T>(
   const { child } = run
   const killers = [
     watchClock(run, request.bounds.wallMs),
-    watchMemory(run, request.bounds.memoryBytes),
+    watchTree(run, request.bounds),
     watchSignal(run, request.signal),
   ]
   const startedAt = performance.now()
@@ -308,7 +312,7 @@ function resourceLimits(request: SandboxRequest): string[] {
   ]
   if (bounds.addressSpaceBytes !== undefined) args.push(`--as=${bounds.addressSpaceBytes}`)
   // Counted per user: outside a namespace of its own it would count the whole account.
-  if (isolation === 'bubblewrap') args.push(`--nproc=${bounds.processesMax ?? 64}`)
+  if (isolation === 'bubblewrap') args.push(`--nproc=${bounds.processesMax ?? processesMaxDefault}`)
   return args
 }
 
@@ -519,12 +523,16 @@ function watchSignal(run: Tree, signal: AbortSignal | undefined): () => void {
   return () => signal.removeEventListener('abort', abort)
 }
 
-function watchMemory(run: Tree, memoryBytes: number): () => void {
+function watchTree(run: Tree, bounds: SandboxBounds): () => void {
+  const { memoryBytes, processesMax = processesMaxDefault } = bounds
+  // The kernel stops an ordinary user first. It lets root have as many as it wants.
+  const tasksMax = run.isolation === 'bubblewrap' ? processesMax + ownTasksMax : Infinity
   const timer = setInterval(() => {
     if (run.child.pid === undefined) return
-    const bytes = residentBytes(run.child.pid)
+    const { bytes, tasks } = treeUse(run.child.pid, tasksMax)
     run.peakBytes = Math.max(run.peakBytes, bytes)
-    if (bytes > memoryBytes) kill(run, 'memory')
+    if (tasks > tasksMax) kill(run, 'processes')
+    else if (bytes > memoryBytes) kill(run, 'memory')
   }, watchMs)
   return () => clearInterval(timer)
 }

@@ -148,6 +148,12 @@ function requireSuccess(exit: SandboxExit, analyser: AnalyserConfig): void {
         `The analyser ${analyser.name} used more than ${analyser.memoryBytesMax} bytes of memory.`,
         { hint: 'Raise "memoryBytesMax" of the analyser on the node.' },
       )
+    case 'processes':
+      throw new SluiceError(
+        'analysis.failed',
+        `The analyser ${analyser.name} started more than ${analyser.processesMax} processes and threads.`,
+        { hint: 'Raise "processesMax" of the analyser on the node.' },
+      )
     case 'output':
       throw tooLarge()
     case 'aborted':

@@ -37,14 +37,20 @@ export function requireDecoderEnd(
         retry: 'later',
         hint: 'The agent was stopping; it is taken up again when the agent runs.',
       })
+    case 'processes':
+      throw brokeDown(what)
     case 'failed':
       if (failedCode === 'media.corrupt' && exit.signal === null && (exit.code ?? 0) < 128) {
         throw new SluiceError('media.corrupt', `the ${what} is damaged or cut short`, {
           hint: 'Copy it from the camera again; damaged media are not sealed.',
         })
       }
-      throw new SluiceError('media.decoder_failed', `the decoder of the ${what} broke down`, {
-        hint: 'The file may be hostile; look at it on a machine that has nothing to lose.',
-      })
+      throw brokeDown(what)
   }
+}
+
+function brokeDown(what: string): SluiceError {
+  return new SluiceError('media.decoder_failed', `the decoder of the ${what} broke down`, {
+    hint: 'The file may be hostile; look at it on a machine that has nothing to lose.',
+  })
 }
