@@ -217,8 +217,8 @@ function readFormat(format: Buffer): Format {
   const bitsPerSample = Math.ceil(saidBits / 8) * 8
   const encoding = plainEncoding(real, bitsPerSample)
   if (encoding === undefined) {
-    const name = foreignTags.get(real) ?? `coded in a rare way (0x${real.toString(16)})`
-    throw unsupportedMedium('sound', `a WAV file of sound ${name}`)
+    const name = foreignTags.get(real) ?? `a rare codec (0x${real.toString(16)})`
+    throw unsupportedMedium('sound', `a WAV file of ${name}`)
   }
   const realBytes = (channels * bitsPerSample) / 8
   // One of the two fields that follow from the others is sometimes wrong.
