@@ -37,6 +37,7 @@ function formOf(bytes: Buffer): RasterForm {
     widthPixels: width,
     heightPixels: height,
     samples: one(277, 1),
+    kept: one(277, 1),
     bits: one(258, 1),
     compression: one(259, 1),
     reversed: false,
@@ -74,6 +75,15 @@ describe('readRaster', () => {
       assert.deepEqual(raster.samples, data)
     })
   }
+
+  it('gives the first samples of a pixel only, where only those are wanted', async () => {
+    for (const tile of [false, true]) {
+      const form = formOf(await picture.clone().tiff({ compression: 'lzw', tile }).toBuffer())
+      const raster = readRaster({ ...form, kept: 2 })
+      const wanted = data.filter((_, i) => i % 3 < 2)
+      assert.deepEqual(raster.samples, Buffer.from(wanted))
+    }
+  })
 
   it('says where a piece ends before its rows', async () => {
     const form = formOf(await picture.clone().tiff({ compression: 'lzw' }).toBuffer())

@@ -8,6 +8,8 @@ export type RasterForm = Size & {
   little: boolean
   /** Samples of a pixel, each of so many bits: 1 to 16. */
   samples: number
+  /** How many of them, the first ones, are to come out. */
+  kept: number
   bits: number
   compression: number
   /** Whether the lowest bit of each byte is the first one. */
@@ -34,18 +36,14 @@ export function canUnpack(form: Pick<RasterForm, 'compression' | 'bits' | 'diffe
 }
 
 /** Bytes that the result has. */
-export function rasterBytes({
-  widthPixels,
-  heightPixels,
-  samples,
-  bits,
-}: Omit<RasterForm, 'bytes'>) {
-  return widthPixels * heightPixels * samples * (bits > 8 ? 2 : 1)
+export function rasterBytes({ widthPixels, heightPixels, kept, bits }: Omit<RasterForm, 'bytes'>) {
+  return widthPixels * heightPixels * kept * (bits > 8 ? 2 : 1)
 }
 
 /** @see TIFF 6.0, sections 7 to 9 and 13 to 15. */
 export function readRaster(form: RasterForm): Raster {
-  const { widthPixels, heightPixels, samples, pieceWidth, pieceHeight, planes, pieces } = form
+  const { widthPixels, heightPixels, samples, kept, pieceWidth, pieceHeight } = form
+  const { planes, pieces } = form
   const bits = form.bits > 8 ? 16 : 8
   const out = Buffer.alloc(rasterBytes(form))
   const across = Math.ceil(widthPixels / pieceWidth)
@@ -53,7 +51,7 @@ export function readRaster(form: RasterForm): Raster {
   const inPiece = planes ? 1 : samples
   const rowBytes = Math.ceil((pieceWidth * inPiece * form.bits) / 8)
   let damagedAt: number | undefined
-  for (let i = 0; i < perPlane * (planes ? samples : 1); i++) {
+  for (let i = 0; i < perPlane * (planes ? kept : 1); i++) {
     const plane = Math.floor(i / perPlane)
     const left = (i % across) * pieceWidth
     const top = Math.floor((i % perPlane) / across) * pieceHeight
@@ -75,8 +73,8 @@ export function readRaster(form: RasterForm): Raster {
       const values = rowValues(row, pieceWidth * inPiece, form)
       if (form.differences) addUp(values, inPiece, form.bits)
       for (let x = 0; x < width; x++) {
-        const pixel = ((top + y) * widthPixels + left + x) * samples
-        for (let s = 0; s < inPiece; s++) {
+        const pixel = ((top + y) * widthPixels + left + x) * kept
+        for (let s = 0; s < Math.min(inPiece, kept); s++) {
           const value = scale(values[x * inPiece + s] ?? 0, form)
           const to = pixel + (planes ? plane : s)
           if (bits === 8) out[to] = value

@@ -120,6 +120,7 @@ export function readTiff(bytes: Buffer, options: ReadOptions): PictureFacts {
       if (!structural.has(tag)) removed.add(kinds.get(tag) ?? 'other')
   }
   if (directories.length > whole.length) removed.add('thumbnail')
+  if (whole.some((directory) => hasMore(layout, directory))) removed.add('auxiliary')
   const wanted = options.pages === 'all' ? whole : [first]
   if (whole.length > wanted.length) removed.add('further-pictures')
   const icc = contentOf(layout, first.entries.get(tags.icc))
@@ -194,13 +195,16 @@ function rasterForm(layout: Layout, directory: Directory): RasterForm | undefine
   const samples = number(tags.samples) ?? 1
   const [bits = 1, ...others] = numbersOf(layout, entries.get(tags.bits), samples)
   const planes = number(tags.planar) === 2 && samples > 1
+  const photometric = number(tags.photometric) ?? 1
+  const kept = seenSamples(layout, directory, photometric)
   const odd = ![1, 2, 4, 8, 16].includes(bits) || (bits < 8 && samples > 1)
   const compression = number(tags.compression) ?? 1
   // Those of three planes in JPEG the decoder puts together by itself.
-  if (!odd && (!planes || compression === 7)) return undefined
-  const photometric = number(tags.photometric) ?? 1
+  if (!odd && kept === samples && (!planes || compression === 7)) return undefined
   // Indices of 4 bits beside alpha the decoder looks up by itself.
-  if (photometric === 3 && !planes && [1, 2, 4].includes(bits)) return undefined
+  if (photometric === 3 && kept === samples && !planes && [1, 2, 4].includes(bits)) {
+    return undefined
+  }
   const differences = number(tags.predictor) === 2
   if (
     others.some((other) => other !== bits) ||
@@ -231,20 +235,54 @@ function rasterForm(layout: Layout, directory: Directory): RasterForm | undefine
     ...size,
     bytes: layout.bytes,
     little: layout.little,
-    ...{ samples, bits, compression, differences, planes, pieces, pieceWidth, pieceHeight },
+    ...{ samples, kept, bits, compression, differences, planes, pieces, pieceWidth, pieceHeight },
     reversed: number(tags.fillOrder) === 2,
     scaled: photometric !== 3,
   }
 }
 
+/** Samples of a pixel that are its colour, by the photometric interpretation. */
+const colourSamples = new Map([
+  [2, 3],
+  [5, 4],
+  [6, 3],
+  [8, 3],
+  [9, 3],
+])
+
+/**
+ * Samples that are seen: the colour, and the alpha behind it. What else a writer keeps beside them, near
+ * infrared or somebody's selection, is none, and decoders take it for alpha.
+ *
+ * @see TIFF 6.0, section 18: `ExtraSamples`, 0 unspecified, 1 and 2 alpha; a single one that nothing is
+ *   said of is alpha for most.
+ */
+function seenSamples(layout: Layout, directory: Directory, photometric: number): number {
+  const samples = numberOf(layout, directory, tags.samples) ?? 1
+  const colours = colourSamples.get(photometric) ?? 1
+  if (samples <= colours) return samples
+  const extra = [...numbersOf(layout, directory.entries.get(tags.extraSamples), samples - colours)]
+  const alpha = extra.findIndex((kind) => kind !== 0)
+  if (alpha > 0) throw new UnsupportedPicture('many-channels')
+  if (extra.length === 0) return samples - colours === 1 ? samples : colours
+  return alpha === 0 ? colours + 1 : colours
+}
+
+function hasMore(layout: Layout, directory: Directory): boolean {
+  const photometric = numberOf(layout, directory, tags.photometric) ?? 1
+  const samples = numberOf(layout, directory, tags.samples) ?? 1
+  return seenSamples(layout, directory, photometric) < samples
+}
+
 /** What of a directory describes the samples themselves, and not how they lie. */
-const kept = [tags.width, tags.height, tags.photometric, tags.colours, tags.inks, tags.extraSamples]
+const described = [tags.width, tags.height, tags.photometric, tags.colours, tags.inks]
 
 /** One strip without compression, and behind it the directory that describes it. */
 function rasterDirectory(
-  { bytes, big, little }: Layout,
+  layout: Layout,
   page: { directory: Directory; form: RasterForm; raster: Raster; at: number },
 ): { part: Buffer; directoryAt: number; nextAt: number } {
+  const { bytes, big, little } = layout
   const { directory, form, raster, at } = page
   const offsetBytes = big ? 8 : 4
   const headBytes = 4 + offsetBytes
@@ -264,11 +302,14 @@ function rasterDirectory(
     const head = [number(tag, 2), number(type, 2), number(values.length, offsetBytes)]
     return [tag, Buffer.concat([...head, pointer])] as const
   }
-  const bits = Array.from({ length: form.samples }, () => raster.bits)
+  const bits = Array.from({ length: form.kept }, () => raster.bits)
   const bitsBlock = Buffer.concat(bits.map((value) => number(value, 2)))
   const bitsAt = at + raster.samples.length + (raster.samples.length % 2)
+  const colours = colourSamples.get(numberOf(layout, directory, tags.photometric) ?? 1) ?? 1
+  const [kind = 2] = numbersOf(layout, directory.entries.get(tags.extraSamples), 1)
+  const alpha = form.kept > colours ? [entry(tags.extraSamples, 3, [kind])] : []
   const rows = new Map([
-    ...[...kept, tags.icc].flatMap((tag) => {
+    ...[...described, tags.icc].flatMap((tag) => {
       const found = directory.entries.get(tag)
       if (found === undefined) return []
       const start = found.valueAt - headBytes
@@ -277,7 +318,8 @@ function rasterDirectory(
     entry(tags.bits, 3, bits),
     entry(tags.compression, 3, [1]),
     entry(tags.stripOffsets, 4, [at]),
-    entry(tags.samples, 3, [form.samples]),
+    entry(tags.samples, 3, [form.kept]),
+    ...alpha,
     entry(tags.rowsPerStrip, 4, [form.heightPixels]),
     entry(tags.stripBytes, 4, [raster.samples.length]),
     entry(tags.planar, 3, [1]),

@@ -11,6 +11,7 @@ import type { GateCase } from './cases.ts'
 import { box, changed, chunk, decoded, film, h264, picture } from './make-films.ts'
 import { makeHeic } from './make-heif.ts'
 import type { CodedPicture } from './make-heif.ts'
+import { makeTiff } from './make-pictures.ts'
 import { pixelsOf } from './pixels.ts'
 import { file, firstBytes } from './write-case.ts'
 
@@ -33,6 +34,56 @@ const isBlue: NonNullable<GateCase['equal']> = async (outcomes) => {
   const [red = 255, , blue = 0] = (await pixelsOf(firstBytes(outcomes))).data
   assert.ok(red < 32 && blue > 223, `red ${red}, blue ${blue}`)
 }
+
+/** Samples beside red, green and blue in each pixel; what they are, `kinds` says. */
+function tiffOf(kinds: readonly number[], samplesOf: (pixel: number) => readonly number[]): Buffer {
+  const pixels = Array.from({ length: side * side }, (_, i) => [20, 200, i & 255, ...samplesOf(i)])
+  const channels = 3 + kinds.length
+  return makeTiff([
+    {
+      strip: Buffer.from(pixels.flat()),
+      entries: [
+        [256, 4, [side]],
+        [257, 4, [side]],
+        [258, 3, Array.from({ length: channels }, () => 8)],
+        [259, 3, [1]],
+        [262, 3, [2]],
+        [277, 3, [channels]],
+        [278, 4, [side]],
+        [338, 3, kinds],
+      ],
+    },
+  ])
+}
+
+const infrared = (pixel: number) => 'another picture, as that of infrared. '.charCodeAt(pixel % 38)
+
+const channelCases: readonly GateCase[] = (
+  [
+    ['a channel that nothing is said of', [0], (i: number) => [infrared(i)]],
+    ['two channels that nothing is said of', [0, 0], (i: number) => [infrared(i), 255]],
+    ['a channel behind its alpha', [2, 0], (i: number) => [i % 2 === 0 ? 255 : 9, infrared(i)]],
+  ] as const
+).flatMap(([name, kinds, samplesOf]) =>
+  (['analysis', 'faithful'] as const).map((profile): GateCase => ({
+    name: `a TIFF with ${name} leaves without it, ${profile}`,
+    profile,
+    make: file('a.tif', () => tiffOf(kinds, samplesOf)),
+    leaves: ['png'],
+    removed: ['auxiliary'],
+    async equal(outcomes) {
+      const { data, info } = await sharp(firstBytes(outcomes))
+        .raw()
+        .toBuffer({ resolveWithObject: true })
+      const alpha = kinds[0] !== 0
+      assert.equal(info.channels, alpha ? 4 : 3)
+      for (let i = 0; i < side * side; i++) {
+        const wanted = [20, 200, i & 255, ...(alpha ? [samplesOf(i)[0] ?? 0] : [])]
+        assert.deepEqual([...data.subarray(i * info.channels, (i + 1) * info.channels)], wanted)
+      }
+    },
+  })),
+)
 
 const pictures: readonly GateCase[] = (['analysis', 'faithful'] as const).map((profile) => ({
   name: `an AVIF whose first picture is not the one that is shown, ${profile}`,
@@ -187,4 +238,4 @@ const films: readonly GateCase[] = [
   })),
 ]
 
-export const unseenCases: readonly GateCase[] = [...pictures, ...sounds, ...films]
+export const unseenCases: readonly GateCase[] = [...pictures, ...channelCases, ...sounds, ...films]
