@@ -22,6 +22,8 @@ export type PictureFacts = {
   highDynamicRange: boolean | undefined
   /** Whether the container shows less, later or otherwise than what is coded: trimmed, or turned. */
   edited: boolean
+  /** What of the coded picture is to be seen, where it is less, before it is turned. */
+  crop?: Crop
   /** How long pictures are shown, and when the last one begins; undefined when nothing says so exactly. */
   end?: PictureEnd
 }
@@ -32,6 +34,25 @@ export type PictureEnd = {
   untilMs: number
   /** Ticks a second of the container's clock, of which every time is a whole number. */
   clockHz: number
+}
+
+export type Crop = { left: number; top: number; widthPixels: number; heightPixels: number }
+
+/** Takes a crop for what it is worth: less than the picture, and within it. */
+export function cropped(
+  crop: Crop,
+  whole: { widthPixels: number; heightPixels: number },
+): { edited: boolean; crop?: Crop } {
+  const { left, top, widthPixels, heightPixels } = crop
+  const inside =
+    left >= 0 &&
+    top >= 0 &&
+    widthPixels > 0 &&
+    heightPixels > 0 &&
+    left + widthPixels <= whole.widthPixels &&
+    top + heightPixels <= whole.heightPixels
+  const less = widthPixels < whole.widthPixels || heightPixels < whole.heightPixels
+  return inside && less ? { edited: true, crop } : { edited: false }
 }
 
 /** 0 when the container does not say. */

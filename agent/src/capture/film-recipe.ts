@@ -1,5 +1,5 @@
 /** Decides how ffmpeg makes a film of ours out of one of unknown origin; pure, so that each word of it can be broken in a test. */
-import type { AvFacts } from './av-facts.ts'
+import type { AvFacts, Crop } from './av-facts.ts'
 import type { FirstPicture } from './first-picture.ts'
 import type { FilmProfile, SoundProfile } from './profiles.ts'
 import type { SourceFormat } from './sniff.ts'
@@ -126,6 +126,8 @@ function encodePicture(ask: Ask): Picture {
   const filters = [
     forwards,
     ...(profile.depth === '8' ? woven(first) : []),
+    ...croppedTo(ask.facts.picture?.crop),
+    ...(first?.alpha === true ? onBlack : []),
     ...scaledTo(profile.sidePixelsMax),
     ...(maps ? toneMap(first) : []),
     ...(profile.depth === '8' ? ordinary(first) : kept),
@@ -187,6 +189,15 @@ function woven(first: FirstPicture | undefined): string[] {
   if (first?.rgb === true || (first?.steps.high ?? 0) > wovenStepsMax) return []
   return ['bwdif=mode=send_frame:parity=auto:deint=interlaced']
 }
+
+/** What the container cuts off at the edges is not to be seen, and does not leave. */
+function croppedTo(crop: Crop | undefined): string[] {
+  if (crop === undefined) return []
+  return [`crop=${crop.widthPixels}:${crop.heightPixels}:${crop.left}:${crop.top}`]
+}
+
+/** H.264 has no transparency: what could not be seen becomes black. */
+const onBlack = ['format=gbrap', 'premultiply=inplace=1']
 
 /** A side longer than allowed is scaled down, by the shape that is seen. */
 function scaledTo(sidePixelsMax: number): string[] {

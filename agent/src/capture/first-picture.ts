@@ -8,6 +8,8 @@ export type FirstPicture = {
   highDynamicRange: boolean
   /** Red, green and blue as they are, not turned into brightness and colour. */
   rgb: boolean
+  /** Whether it is transparent here or there. */
+  alpha: boolean
   /** Its sides, two for each 16 pixels and two more. */
   steps: { wide: number; high: number }
 }
@@ -49,6 +51,7 @@ export async function readFirstPicture(
     transfer,
     highDynamicRange: transfer === 16 || transfer === 18,
     rgb: form === 'ULRG' || form === 'ULRA',
+    alpha: form === 'ULRA',
     steps: { wide, high },
   }
 }

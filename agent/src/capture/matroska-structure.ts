@@ -3,6 +3,7 @@ import { isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import {
   commonDivisor,
+  cropped,
   corruptMedium,
   placed,
   readAhead,
@@ -39,6 +40,7 @@ const ids = {
   tags: 0x1254c367,
   chapters: 0x1043a770,
   attachments: 0x1941a469,
+  cues: 0x1c53bb6b,
   timestampScale: 0x2ad7b1,
   duration: 0x4489,
   date: 0x4461,
@@ -54,6 +56,10 @@ const ids = {
   video: 0xe0,
   width: 0xb0,
   height: 0xba,
+  cropBottom: 0x54aa,
+  cropTop: 0x54bb,
+  cropLeft: 0x54cc,
+  cropRight: 0x54dd,
   colour: 0x55b0,
   transfer: 0x55ba,
   codecPrivate: 0x63a2,
@@ -82,9 +88,6 @@ export async function readMatroska(source: Readable, options: ReadOptions = {}):
   }
   const segment = await elementAt(ahead, head.end, source.bytes)
   if (segment.id !== ids.segment) throw corruptMedium('film', { byte: head.end })
-  if (!segment.unknown && segment.end > source.bytes && options.salvage !== true) {
-    throw corruptMedium('film', { byte: source.bytes })
-  }
   const found = await readSegment(ahead, segment, options)
   const facts = { ...found, removed: [...found.removed].toSorted() }
   requireLimits(facts)
@@ -177,6 +180,7 @@ async function readSegment(source: Ahead, segment: Element, options: ReadOptions
   const removed = new Set<string>()
   const found: Found = { durationMs: 0, picture: undefined, sound: undefined, removed }
   let hasTracks = false
+  let hasPictures = false
   let count = 0
   let headBytes = 0
   const end = Math.min(segment.end, source.bytes)
@@ -185,13 +189,19 @@ async function readSegment(source: Ahead, segment: Element, options: ReadOptions
     const held = source.held(at, Math.min(headBytesOfElement, end - at))
     const element = held === undefined ? await elementAt(source, at, end) : elementOf(held, at)
     // Of a stream that went to a pipe, the end of a cluster is not known: its blocks follow here.
+    hasPictures ||= element.id === ids.cluster
     if (element.unknown && element.id === ids.cluster) {
       at = element.start
       continue
     }
     if (element.end > end || element.unknown) {
       if (options.salvage === true && hasTracks) break
-      throw corruptMedium('film', { byte: at })
+      // An index at the very end is needed by nobody who reads in order.
+      if (hasPictures && element.id === ids.cues && element.end === segment.end) {
+        removed.add('trailer')
+        return found
+      }
+      throw corruptMedium('film', { byte: Math.min(at, source.bytes) })
     }
     if (element.id === ids.attachments) removed.add('attachments')
     if (element.id === ids.chapters) removed.add('chapters')
@@ -209,6 +219,9 @@ async function readSegment(source: Ahead, segment: Element, options: ReadOptions
     at = element.end
   }
   if (!hasTracks) throw corruptMedium('film', { byte: end })
+  if (!segment.unknown && segment.end > source.bytes && options.salvage !== true) {
+    throw corruptMedium('film', { byte: source.bytes })
+  }
   return found
 }
 
@@ -294,6 +307,13 @@ function readVideo(tracks: Buffer, video: Element | undefined, codec: string): P
   const colour = children.find(({ id }) => id === ids.colour)
   const transfer = colour && elementsIn(tracks, colour).find(({ id }) => id === ids.transfer)
   const value = transfer === undefined ? 2 : unsigned(tracks, transfer)
+  const [left, top] = [number(ids.cropLeft), number(ids.cropTop)]
+  const crop = {
+    left,
+    top,
+    widthPixels: number(ids.width) - left - number(ids.cropRight),
+    heightPixels: number(ids.height) - top - number(ids.cropBottom),
+  }
   const eightBits = /^V_(?:VP8|MPEG[124]|MJPEG|THEORA)/.test(codec)
   return {
     codec: codec === 'V_MPEG4/ISO/AVC' ? 'h264' : codec === 'V_MPEGH/ISO/HEVC' ? 'hevc' : 'other',
@@ -304,7 +324,7 @@ function readVideo(tracks: Buffer, video: Element | undefined, codec: string): P
     // 2 is "unspecified", 16 PQ, 18 HLG (ISO/IEC 23091-2).
     highDynamicRange:
       value === 16 || value === 18 ? true : value !== 2 || eightBits ? false : undefined,
-    edited: false,
+    ...cropped(crop, { widthPixels: number(ids.width), heightPixels: number(ids.height) }),
   }
 }
 

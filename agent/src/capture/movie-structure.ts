@@ -3,6 +3,7 @@ import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import {
   corruptMedium,
+  cropped,
   placed,
   readAhead,
   requireLimits,
@@ -363,7 +364,8 @@ function readTrack(
   const end = known ? endOf(edits, media, film.scale) : undefined
   const wholeMs = known ? endOf([], media, film.scale).untilMs : 0
   const trimmed = isTrimmed({ index, track, edits }) || isCut(end, wholeMs)
-  const edited = turned || isTurned(index, head) || trimmed
+  const lies = turned || isTurned(index, head)
+  const edited = lies || trimmed
   return {
     id,
     kind: kind ?? 'other-tracks',
@@ -373,9 +375,9 @@ function readTrack(
     picture:
       kind === 'video' && description !== undefined
         ? {
-            ...readPicture(index, description),
+            ...readPicture(index, description, lies),
             frames: samples,
-            edited,
+            ...(edited ? { edited } : {}),
             ...(end === undefined ? {} : { end }),
           }
         : undefined,
@@ -544,7 +546,8 @@ const maybeHigh = new Set(['hvc1', 'hev1', 'dvh1', 'dvhe', 'av01', 'vp09', 'apcn
 function readPicture(
   index: Buffer,
   description: Box,
-): Pick<PictureFacts, 'codec' | 'called' | 'widthPixels' | 'heightPixels' | 'highDynamicRange'> {
+  lies: boolean,
+): Omit<PictureFacts, 'frames' | 'end'> {
   const start = description.offset + description.headerBytes + 8
   const end = description.offset + description.bytes
   if (start + 86 > end) throw corruptMedium('film')
@@ -557,6 +560,10 @@ function readPicture(
   const colour = parts.find((box) => box.type === 'colr' && box.bytes >= 18)
   const named = colour !== undefined && /^ncl[xc]$/.test(text(index, colour.offset + 8, 4))
   const transfer = named ? index.readUInt16BE(colour.offset + 14) : 2
+  const size = {
+    widthPixels: index.readUInt16BE(start + 32),
+    heightPixels: index.readUInt16BE(start + 34),
+  }
   const single = description.bytes === description.headerBytes + 8 + entry.bytes
   return {
     codec: !single
@@ -567,8 +574,9 @@ function readPicture(
           ? 'hevc'
           : 'other',
     called: entry.type,
-    widthPixels: index.readUInt16BE(start + 32),
-    heightPixels: index.readUInt16BE(start + 34),
+    ...size,
+    // Of a picture that lies on its side, nobody else minds it either.
+    ...(lies ? { edited: true } : readAperture(index, parts, size)),
     // ISO/IEC 23091-2: 16 is PQ (SMPTE ST 2084), 18 is HLG, 2 unspecified.
     highDynamicRange:
       transfer === 16 || transfer === 18
@@ -577,6 +585,25 @@ function readPicture(
           ? false
           : undefined,
   }
+}
+
+/** @see ISO/IEC 14496-12, 12.1.4: CleanApertureBox, its centre told from that of the picture. */
+function readAperture(
+  index: Buffer,
+  parts: readonly Box[],
+  size: { widthPixels: number; heightPixels: number },
+): ReturnType<typeof cropped> {
+  const aperture = parts.find((box) => box.type === 'clap' && box.bytes >= 40)
+  if (aperture === undefined) return { edited: false }
+  const at = aperture.offset + aperture.headerBytes
+  const ratio = (i: number) => {
+    const above = i < 2 ? index.readUInt32BE(at + i * 8) : index.readInt32BE(at + i * 8)
+    return above / Math.max(1, index.readUInt32BE(at + i * 8 + 4))
+  }
+  const [widthPixels, heightPixels] = [Math.round(ratio(0)), Math.round(ratio(1))]
+  const left = Math.round((size.widthPixels - widthPixels) / 2 + ratio(2))
+  const top = Math.round((size.heightPixels - heightPixels) / 2 + ratio(3))
+  return cropped({ left, top, widthPixels, heightPixels }, size)
 }
 
 /** `avcC` begins with the profile: from 110 on there may be more than eight bits. */

@@ -496,6 +496,136 @@ const interlaced: GateCase[] = [
   },
 ]
 
+/** What each box holds before its first child. */
+const fieldBytes: Readonly<Record<string, number>> = { stsd: 8, avc1: 78 }
+
+/** Puts a box at the end of one deep inside of an index that lies behind the data. */
+function insideOf(bytes: Buffer, path: readonly string[], addition: Buffer): Buffer {
+  const copy = Buffer.from(bytes)
+  let [at, end] = [0, copy.length]
+  for (const name of path) {
+    while (copy.toString('latin1', at + 4, at + 8) !== name) at += copy.readUInt32BE(at)
+    end = at + copy.readUInt32BE(at)
+    copy.writeUInt32BE(end - at + addition.length, at)
+    at += 8 + (fieldBytes[name] ?? 0)
+  }
+  return Buffer.concat([copy.subarray(0, end), addition, copy.subarray(end)])
+}
+
+/** Puts elements at the end of the description of pictures: within the segment, tracks, track, video. */
+function intoVideo(bytes: Buffer, addition: Buffer): Buffer {
+  const copy = Buffer.from(bytes)
+  let [at, end] = [0, 0]
+  for (const id of ['18538067', '1654ae6b', 'ae', 'e0']) {
+    // The name of the tracks is in an index too, before them.
+    const name = Buffer.from(id, 'hex')
+    at = name.length === 4 ? copy.lastIndexOf(name) : copy.indexOf(name, at)
+    at += name.length
+    const sizeBytes = Math.clz32(copy.readUInt8(at)) - 23
+    const field = at + Math.max(0, sizeBytes - 2)
+    const size = sizeBytes === 1 ? copy.readUInt8(at) & 0x7f : copy.readUInt16BE(field) & 0x3fff
+    if (sizeBytes === 1) copy.writeUInt8(0x80 | (size + addition.length), at)
+    else copy.writeUInt16BE(copy.readUInt16BE(field) + addition.length, field)
+    at += sizeBytes
+    end = at + size
+    // A checksum comes first.
+    if (copy[at] === 0xbf) at += 6
+  }
+  return Buffer.concat([copy.subarray(0, end), addition, copy.subarray(end)])
+}
+
+/** White to the left of what is to be seen, and above it, black elsewhere. */
+const framed = [
+  ...['-f', 'lavfi', '-i', 'color=black:s=320x240:r=25:d=0.4'],
+  ...['-vf', 'drawbox=w=80:h=240:color=white:t=fill,drawbox=w=320:h=60:color=white:t=fill'],
+]
+
+/** A quarter of the size, and nothing white in it. */
+function onlyInside([outcome]: readonly Outcome[]): void {
+  assert.ok(outcome)
+  assert.deepEqual([outcome.widthPixels, outcome.heightPixels], [160, 120])
+  assert.ok(brightness(outcome.bytes) < 20, String(brightness(outcome.bytes)))
+}
+
+/** Of the first picture as a whole, from 0 to 255. */
+function brightness(bytes: Buffer): number {
+  const folder = mkdtempSync(join(tmpdir(), 'gate-device-'))
+  try {
+    const form = ['-frames:v', '1', '-vf', 'format=gray,scale=1:1:flags=area', '-f', 'rawvideo']
+    return decoded(bytes, folder, ...form).readUInt8(0)
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+}
+
+const unseen: GateCase[] = [
+  ...(['analysis', 'faithful'] as const).map((profile): GateCase => ({
+    name: `a film of which its aperture shows a quarter, ${profile}`,
+    needs,
+    profile,
+    make: changed(film(...framed, ...h264, 'a.mp4'), (bytes) =>
+      insideOf(
+        bytes,
+        ['moov', 'trak', 'mdia', 'minf', 'stbl', 'stsd', 'avc1'],
+        box('clap', be32(160, 1, 120, 1, 0, 1, 0, 1)),
+      ),
+    ),
+    leaves: ['mp4'],
+    equal: onlyInside,
+  })),
+  {
+    name: 'a Matroska of which a quarter is to be seen',
+    needs,
+    make: changed(
+      // With sound, the tracks need a size of two bytes.
+      film(
+        ...framed.slice(0, 4),
+        ...tone,
+        ...framed.slice(4),
+        ...h264,
+        '-fflags',
+        '+bitexact',
+        'a.mkv',
+      ),
+      (bytes) => intoVideo(bytes, Buffer.from('54cc815054dd815054bb813c54aa813c', 'hex')),
+    ),
+    leaves: both,
+    equal: onlyInside,
+  },
+  {
+    name: 'white under full transparency becomes black',
+    needs,
+    make: film(
+      ...['-f', 'lavfi', '-i', 'color=white@0.0:s=64x64:r=25:d=0.4,format=rgba'],
+      ...['-c:v', 'qtrle', 'clear.mov'],
+    ),
+    leaves: ['mp4'],
+    equal: ([outcome]) => assert.ok(brightness(outcome?.bytes ?? Buffer.alloc(0)) < 4),
+  },
+]
+
+const around: GateCase[] = [
+  {
+    name: 'a Matroska whose index, behind all else, is cut',
+    needs,
+    make: changed(film(...picture, ...tone, ...h264, '-g', '2', 'a.mkv'), (bytes) =>
+      bytes.subarray(0, -8),
+    ),
+    leaves: both,
+    removed: ['trailer'],
+    equal: lasts(50, 2000),
+  },
+  {
+    name: 'a transport stream behind what is none',
+    needs,
+    make: changed(film(...picture, ...tone, ...h264, '-c:a', 'aac', 'a.ts'), (bytes) =>
+      Buffer.concat([Buffer.alloc(2500, 0x81), bytes]),
+    ),
+    leaves: both,
+    equal: lasts(50, 2000),
+  },
+]
+
 export const deviceFilmCases: readonly GateCase[] = [
   ...lastPictures,
   ...edited,
@@ -504,4 +634,6 @@ export const deviceFilmCases: readonly GateCase[] = [
   ...owned,
   ...telephones,
   ...interlaced,
+  ...unseen,
+  ...around,
 ]
