@@ -74,9 +74,11 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
   if (brokenAt !== undefined) removed.add('trailer')
   const icc = profileOf(bytes, meta, item)
   const colour = codeOf(bytes, meta, item)
+  const filmGrey = isFilmGrey(bytes, meta, primary)
+  const bits = bitsOf(bytes, meta, primary)
   return {
     coding,
-    bits: bitsOf(bytes, meta, primary),
+    bits,
     pages: [{ index: 0, orientation: 1, ...size }],
     animated: false,
     removed,
@@ -84,6 +86,7 @@ export function readHeif(bytes: Buffer, options: Pick<ReadOptions, 'salvage'>): 
     decodable: asStill(withoutOthers(bytes, meta, primary), boxes, coding),
     ...(icc === undefined ? {} : { icc }),
     ...(colour === undefined ? {} : { colour }),
+    ...(filmGrey && icc === undefined ? { filmGrey: { bits } } : {}),
     ...(damagedAt === undefined ? {} : { damagedAt }),
   }
 }
@@ -370,6 +373,27 @@ function codeOf(bytes: Buffer, meta: Meta, item: Item): ColourCode | undefined {
     return { primaries: read.number(2), transfer: read.number(2) }
   }
   return undefined
+}
+
+/**
+ * Whether an AV1 picture has brightness only, from 16 to 235 of 255.
+ *
+ * @see AV1 Codec ISO Media File Format Binding, 2.3.3: `monochrome` in `av1C`; ISO/IEC 23008-12, 6.5.5, and
+ *   14496-12, 12.1.5: `full_range_flag` in `nclx`.
+ */
+function isFilmGrey(bytes: Buffer, meta: Meta, primary: number): boolean {
+  const items = [...partsOf(meta, primary)].flatMap((id) => meta.items.get(id) ?? [])
+  const boxes = (type: string) => items.flatMap((item) => propertiesOf(meta, item, type))
+  const grey = boxes('av1C').some(
+    ({ contentAt, end }) => contentAt + 3 <= end && (bytes.readUInt8(contentAt + 2) & 0x10) !== 0,
+  )
+  const limited = boxes('colr').some(
+    ({ contentAt, end }) =>
+      contentAt + 11 <= end &&
+      bytes.toString('latin1', contentAt, contentAt + 4) === 'nclx' &&
+      (bytes.readUInt8(contentAt + 10) & 0x80) === 0,
+  )
+  return grey && limited
 }
 
 function isAlpha(bytes: Buffer, meta: Meta, id: number): boolean {

@@ -27,6 +27,8 @@ export type PictureFacts = {
   colour?: ColourCode
   /** The samples are CIE Lab, whatever the decoder is made to believe. */
   lab?: LabForm
+  /** Grey of so many bits, with black and white where films have them; the decoder leaves them there. */
+  filmGrey?: { bits: number }
   /** Kinds of metadata that the file holds. */
   removed: Set<string>
   /** Where the structure ends too early; only when salvaging. */

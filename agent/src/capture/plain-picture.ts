@@ -5,6 +5,31 @@ import type { Size } from './picture-facts.ts'
 export type PlainPicture = Size & { channels: 1 | 3 | 4; bits: 8 | 16; samples: Buffer }
 
 /**
+ * Puts black and white where pictures have them.
+ *
+ * @param bits Of the coded samples, which decide where exactly films have them.
+ * @see ITU-T H.273, 8.3: 16 and 235, times 2 for each bit above eight.
+ */
+export function stretchFilmGrey(picture: PlainPicture, bits: number): PlainPicture {
+  const { channels, samples } = picture
+  const most = 2 ** picture.bits - 1
+  const unit = (2 ** (bits - 8) * most) / (2 ** bits - 1)
+  const stretched = Uint16Array.from({ length: most + 1 }, (_, value) =>
+    Math.round(Math.min(Math.max((value - 16 * unit) / (219 * unit), 0), 1) * most),
+  )
+  const wide = picture.bits === 16
+  const from = wide
+    ? new Uint16Array(samples.buffer, samples.byteOffset, samples.length / 2)
+    : samples
+  const out = wide ? new Uint16Array(from.length) : Buffer.alloc(from.length)
+  for (let i = 0; i < from.length; i++) {
+    const isAlpha = channels === 4 && i % 4 === 3
+    out[i] = isAlpha ? (from[i] ?? 0) : (stretched[from[i] ?? 0] ?? 0)
+  }
+  return { ...picture, samples: Buffer.from(out.buffer, out.byteOffset, out.byteLength) }
+}
+
+/**
  * An uncompressed TIFF of one strip.
  *
  * @see TIFF 6.0, sections 2 and 3, and ICC.1:2022, B.5 (tag 34675).

@@ -24,7 +24,7 @@ import type { RgbSpaceName } from './icc-profile.ts'
 import { readJpeg } from './jpeg-structure.ts'
 import { labToRgb } from './lab-colour.ts'
 import type { LabForm, Orientation, PictureFacts, ReadOptions, Size } from './picture-facts.ts'
-import { writePlainTiff } from './plain-picture.ts'
+import { stretchFilmGrey, writePlainTiff } from './plain-picture.ts'
 import type { PlainPicture } from './plain-picture.ts'
 import { readPng } from './png-structure.ts'
 import type { ImageProfile, JpegForm, PngForm, WebpForm } from './profiles.ts'
@@ -214,6 +214,18 @@ function sharpPicture(facts: PictureFacts, loader: string, options: RenderOption
           yield await salvaging(options, async (how) => {
             const wanted = { index, count: 1, facts, options: how, deep: true }
             return renderPlain(await decodePlain(input, wanted), facts, how)
+          })
+        }
+        return
+      }
+      const { filmGrey } = facts
+      if (filmGrey !== undefined) {
+        for (const { index } of facts.pages) {
+          yield await salvaging(options, async (how) => {
+            const deep = filmGrey.bits > 8 && options.profile.depth === 'as-is'
+            const wanted = { index, count: 1, facts, options: how, deep }
+            const plain = stretchFilmGrey(await decodePlain(input, wanted), filmGrey.bits)
+            return renderPlain(plain, facts, how)
           })
         }
         return

@@ -1,6 +1,8 @@
 /** WebP, GIF and AVIF: still and animated. */
 
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { join } from 'node:path'
 
 import sharp from 'sharp'
 
@@ -182,7 +184,38 @@ const gif: readonly GateCase[] = [
   },
 ]
 
+/** From black on the left to white on the right, as grey of 16 to 235. */
+function filmGrey(folder: string): string {
+  const [width, height] = [64, 32]
+  const input = Buffer.alloc(width * height * 3)
+  for (let i = 0; i < input.length; i++) input[i] = (Math.floor(i / 3) % width) * 4
+  const path = join(folder, 'a.avif')
+  execFileSync(
+    'ffmpeg',
+    [
+      ...['-v', 'error', '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', `${width}x${height}`],
+      ...['-i', '-', '-vf', 'scale=out_range=tv,format=gray', '-color_range', 'tv'],
+      ...['-color_primaries', 'bt709', '-color_trc', 'iec61966-2-1', '-colorspace', 'smpte170m'],
+      ...['-c:v', 'libaom-av1', '-still-picture', '1', '-cpu-used', '8', '-crf', '3', path],
+    ],
+    { input },
+  )
+  return path
+}
+
 const avif: readonly GateCase[] = [
+  {
+    name: 'an AVIF of grey as films have it',
+    needs: ['ffmpeg'],
+    make: filmGrey,
+    leaves: ['png'],
+    async equal(outcomes) {
+      const { data } = await pixelsOf(firstBytes(outcomes))
+      for (const x of [0, 10, 32, 50, 63]) {
+        assert.ok(Math.abs((data[x * 3] ?? 0) - x * 4) <= 4, `column ${x}: ${data[x * 3]}`)
+      }
+    },
+  },
   {
     name: 'an AVIF that is a sequence too: its still picture',
     quick: true,
