@@ -79,7 +79,7 @@ export async function walkFrames(source: Readable, walk: FramesWalk): Promise<Fr
     if (facts.frames === 0) break
     facts.cut = frame === undefined ? isHeadOf(head, format) : !(await isBlank(ahead, at, to))
     if (facts.cut) break
-    const next = await passOver(ahead, { at, to, format })
+    const next = await passOver(ahead, { at, to, format, soundBytes: at - from })
     if (next.kind === 'end') {
       removed.add('trailer')
       const fewer = counted !== undefined && facts.frames < counted - 1
@@ -126,15 +126,17 @@ const trailerBytesMax = 64 * 1024
 
 async function passOver(
   source: Ahead,
-  place: { at: number; to: number; format: FramesFormat },
+  place: { at: number; to: number; format: FramesFormat; soundBytes: number },
 ): Promise<Passed> {
-  const { at, to, format } = place
+  const { at, to, format, soundBytes } = place
   const rest = await source.read(at, Math.min(trailerBytesMax, to - at))
   const bytes = tagBytes(rest)
   if (bytes > 0 && at + bytes <= to) return { kind: 'tag', at: at + bytes }
   const next = nextChain(rest, format, at + rest.length === to)
   if (next !== undefined) return { kind: 'gap', at: at + next }
-  return { kind: 'end', long: to - at > trailerBytesMax && foreignMagic(rest) === undefined }
+  // More than there is sound is no remainder of it.
+  const long = to - at > Math.min(trailerBytesMax, soundBytes)
+  return { kind: 'end', long: long && foreignMagic(rest) === undefined }
 }
 
 /**

@@ -820,6 +820,14 @@ const followedCases: GateCase[] = [
     equal: ([sound]) => assert.equal(sound?.partial, undefined),
   })),
   {
+    name: 'an AMR of which more is lost than is left',
+    needs,
+    make: bytesNamed('a.amr', () =>
+      Buffer.concat([amr('#!AMR\n', 0x3c, 32, 10), Buffer.alloc(4000, 0x5a)]),
+    ),
+    refused: corrupt(/ at byte 326/),
+  },
+  {
     name: 'an MP3 with an archive behind its last frame',
     needs,
     make: changed(made('b.mp3'), followed(`PK\x03\x04${'canary-archive'.repeat(10_000)}`)),
