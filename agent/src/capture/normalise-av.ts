@@ -52,7 +52,7 @@ import type { HeldBytes } from './scratch.ts'
 import type { SourceFormat } from './sniff.ts'
 import { pcmName, readSoundInput } from './sound-input.ts'
 import type { SoundInput } from './sound-input.ts'
-import { readTransport } from './transport-structure.ts'
+import { isMuteTransport, readTransport } from './transport-structure.ts'
 import { plainWavHead } from './wav-structure.ts'
 import type { PcmFacts } from './wav-structure.ts'
 import { splitWavpack } from './wavpack-head.ts'
@@ -94,8 +94,17 @@ async function orSalvage(
     const damaged = isSluiceError(error) && error.code === 'media.corrupt'
     if (!damaged || options.salvage !== true) throw error
   }
-  const media = await normalise({ salvage: true })
-  return media.map((medium) => ({ ...medium, partial: true as const }))
+  try {
+    const media = await normalise({ salvage: true })
+    return media.map((medium) => ({ ...medium, partial: true as const }))
+  } catch (cause) {
+    if (!isSluiceError(cause) || cause.code !== 'media.corrupt') throw cause
+    if (cause.hint?.includes('--salvage') !== true) throw cause
+    throw new SluiceError('media.corrupt', cause.message, {
+      hint: 'Nothing of it can be decoded. Copy it from the device again.',
+      cause,
+    })
+  }
 }
 
 type Encoding = AvOptions & { ffmpeg: Ffmpeg; source: Source }
@@ -213,6 +222,9 @@ async function makeFilm(encoding: FilmEncoding): Promise<NormalisedMedium> {
   } catch (error) {
     // A driver that gives up, or heads that only a decoder understands, look like a damaged film.
     const failed = isSluiceError(error) && /^media\.(?:corrupt|decoder_failed)$/.test(error.code)
+    if (failed && encoding.source.format === 'ts' && (await isMuteTransport(encoding.source))) {
+      return await encodeFilm(encoding, { encoder: 'x264', first, profile, silent: true })
+    }
     if ((encoder === 'x264' && !profile.copy) || !failed) throw error
   }
   return encodeFilm(encoding, { encoder: 'x264', first, profile: { ...profile, copy: false } })

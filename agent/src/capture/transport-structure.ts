@@ -94,6 +94,26 @@ export async function readTransport(source: Readable): Promise<AvFacts> {
   return facts
 }
 
+/**
+ * Whether sound is announced and none comes, as of cameras without a microphone; looks at all of it.
+ */
+export async function isMuteTransport(source: Readable): Promise<boolean> {
+  const head = await source.read(0, Math.min(lookBytes, source.bytes))
+  const packets = findPackets(head.subarray(0, 4096))
+  if (packets === undefined) return false
+  const streams = readTables(head, packets)
+  const sounds = streams.filter(({ type }) => soundTypes.has(type) || type === 0x06)
+  const pids = new Set(sounds.map(({ pid }) => pid))
+  const atOnce = Math.floor(lookBytes / packets.packetBytes) * packets.packetBytes
+  for (let at = packets.offset; at < source.bytes; at += atOnce) {
+    const some = await source.read(at, Math.min(atOnce, source.bytes - at))
+    for (const packet of packetsOf(some, { ...packets, offset: 0 })) {
+      if (pids.has(packet.readUInt16BE(1) & 0x1fff) && payloadOf(packet) !== undefined) return false
+    }
+  }
+  return pids.size > 0
+}
+
 function* packetsOf(bytes: Buffer, { packetBytes, offset }: FoundPackets): Generator<Buffer> {
   for (let at = offset; at + 188 <= bytes.length; at += packetBytes) {
     if (bytes[at] === 0x47) yield bytes.subarray(at, at + 188)

@@ -606,6 +606,28 @@ const unseen: GateCase[] = [
 
 const around: GateCase[] = [
   {
+    name: 'a transport stream that announces sound, of a camera without a microphone',
+    needs,
+    make: changed(film(...picture, ...tone, ...h264, '-c:a', 'aac', 'a.ts'), (bytes) => {
+      for (let at = 0; at + 188 <= bytes.length; at += 188) {
+        // Its sound comes second; packets of the last number only fill up.
+        if ((bytes.readUInt16BE(at + 1) & 0x1fff) === 0x101) bytes.writeUInt16BE(0x1fff, at + 1)
+      }
+      return bytes
+    }),
+    leaves: ['mp4'],
+    equal: lasts(50, 2000),
+  },
+  {
+    name: 'what is asked to be taken of a film in which nothing decodes',
+    needs,
+    salvage: true,
+    make: changed(film(...picture, ...h264, 'a.mp4'), (bytes) =>
+      patched(bytes, 'stts', 4, be32(1000)),
+    ),
+    refused: { code: 'media.corrupt', says: /Nothing of it can be decoded/ },
+  },
+  {
     name: 'a Matroska whose index, behind all else, is cut',
     needs,
     make: changed(film(...picture, ...tone, ...h264, '-g', '2', 'a.mkv'), (bytes) =>
