@@ -60,9 +60,14 @@ const rule: Omit<WatchedFolder, 'path'> = {
 
 async function makeLook(
   journal: Journal,
-  more: Partial<WatchedFolder> & { pendingMax?: number; watched?: WatchedFiles } = {},
+  more: Partial<WatchedFolder> & {
+    pendingMax?: number
+    watched?: WatchedFiles
+    now?: (() => number) | undefined
+  } = {},
 ): Promise<() => Promise<void>> {
-  const { pendingMax = 100, watched: given, ...changed } = more
+  const { pendingMax = 100, watched: given, now: _, ...changed } = more
+  const now = 'now' in more ? more.now : () => clock.nowMs
   const watched = given ?? (await openWatchedFiles(state, journal))
   return createLook({
     watched,
@@ -85,7 +90,7 @@ async function makeLook(
         return id
       },
     },
-    ...{ pollMs: 1, pendingMax, isolation: 'none', now: () => clock.nowMs },
+    ...{ pollMs: 1, pendingMax, isolation: 'none', ...(now && { now }) },
     signal: new AbortController().signal,
     failed: (where) => void failures.push(where),
     duplicates: (count) => void (duplicates += count),
@@ -202,6 +207,50 @@ describe('a watched folder', () => {
     await look()
     await look()
     assert.equal(taken.length, 0)
+  })
+
+  it('gives nothing twice of a share that was not mounted for a while', async () => {
+    const journal = await openJournal(state)
+    const watched = await openWatchedFiles(state, journal)
+    look = await makeLook(journal, { watched, dedupe: false })
+    const file = path.join(folder, 'a.jpg')
+    const away = path.join(state, 'a.jpg')
+    await put('a.jpg')
+    await look()
+    await look()
+    watched.remember([{ ...(await identifySource(file)), device: 'of the share' }])
+    for (const round of ['unmounted', 'removed']) {
+      await rename(file, away)
+      await look()
+      assert.equal(watched.paths().length, round === 'removed' ? 0 : 1)
+      await rename(away, file)
+      await look()
+      await look()
+      // The control: on its own file system it is gone, and a new one when it comes back.
+      assert.equal(taken.length, round === 'removed' ? 2 : 1)
+    }
+  })
+
+  it('is watched beside a folder within that cannot be read, which is told once', async () => {
+    look = await makeLook(await openJournal(state), { subfolders: true })
+    // No name of text is that of this folder, so nobody reaches it, whoever runs the test.
+    await mkdir(Buffer.concat([Buffer.from(`${folder}/`), Buffer.from([0xff])]))
+    await writeFile(Buffer.concat([Buffer.from(`${folder}/`), Buffer.from([0xfe])]), 'a film')
+    await put('a.jpg')
+    for (let round = 0; round < 4; round += 1) await look()
+    assert.deepEqual(names(), [['a.jpg']])
+    assert.deepEqual(failures, [folder])
+  })
+
+  it('waits for no clock that was set back', async (t) => {
+    t.mock.timers.enable({ apis: ['Date'], now: 90_000_000 })
+    look = await makeLook(await openJournal(state), { settleMs: 1, now: undefined })
+    await put('a.jpg')
+    await look()
+    t.mock.timers.setTime(1000)
+    const deadlineMs = performance.now() + 60_000
+    while (taken.length === 0 && performance.now() < deadlineMs) await look()
+    assert.equal(taken.length, 1)
   })
 
   it('says when it cannot be read, and goes on', async () => {

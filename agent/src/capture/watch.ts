@@ -1,5 +1,5 @@
 /** Watches folders: what is finished becomes jobs, alone or in batches, each content once, and never more than can be worked off. */
-import { readdir } from 'node:fs/promises'
+import { lstat, readdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { SluiceError, isSluiceError } from '@sluice/protocol/errors'
@@ -55,7 +55,8 @@ type Finished = Sighting & { sha256: string | undefined }
 /** One look over all folders; keeps what it saw for the next one. */
 export function createLook(options: WatchOptions): () => Promise<void> {
   const { journal, watched, capture, signal } = options
-  const now = options.now ?? Date.now
+  // Not that of the day, which somebody may set: a file would wait for it to come round again.
+  const now = options.now ?? (() => performance.now())
   const hash =
     options.hash ??
     ((files: readonly SourceIdentity[]) =>
@@ -64,21 +65,40 @@ export function createLook(options: WatchOptions): () => Promise<void> {
   /** Hashes of finished files that still wait, so that no look reads them again. */
   const hashes = new Map<string, { source: SourceIdentity; sha256: string | undefined }>()
   let holding = false
+  /** Of what cannot be read below each folder, as it was told last. */
+  const told = new Map<string, number>()
 
   async function lookAt(folder: WatchedFolder, seen: Map<string, Sighting>): Promise<void> {
     const atMs = now()
     const finished: Sighting[] = []
-    for (const file of await filesIn(folder)) {
+    const { files, unread } = await filesIn(folder)
+    let unreadCount = unread
+    for (const file of files) {
       const source = await identityOf(file)
-      if (!source) continue
+      if (!source) {
+        if (isNoText(file)) unreadCount += 1
+        continue
+      }
       const earlier = before.get(file)
       const isSame = earlier !== undefined && isSameSource(earlier.source, source)
       const sighting = sight(earlier, { source, isSame, atMs })
       seen.set(file, sighting)
-      if (watched.isTaken(source)) continue
+      if (watched.isTaken(source)) {
+        // A share may have been mounted anew, and have another number by now.
+        watched.remember([source])
+        continue
+      }
       if (isSettled(sighting, { settleMs: folder.settleMs, atMs })) finished.push(sighting)
     }
+    tellUnread(folder, unreadCount)
     await take(folder, finished, atMs)
+  }
+
+  /** Once, and again when it changes: most of it stays as it is, such as `lost+found`. */
+  function tellUnread({ path: folder }: WatchedFolder, count: number): void {
+    if ((told.get(folder) ?? 0) === count) return
+    told.set(folder, count)
+    if (count > 0) options.failed(folder, unreadable(folder, count))
   }
 
   async function take(folder: WatchedFolder, finished: Sighting[], atMs: number): Promise<void> {
@@ -156,14 +176,23 @@ export function createLook(options: WatchOptions): () => Promise<void> {
     return finished.map((each) => ({ ...each, sha256: hashes.get(each.source.path)?.sha256 }))
   }
 
-  /** Files that are gone are forgotten, so that a new one of that name is taken. */
-  function forgetGone(seen: ReadonlyMap<string, Sighting>, read: readonly WatchedFolder[]): void {
+  /**
+   * Files that are gone are forgotten, so that a new one of that name is taken; but none that only
+   * cannot be seen, as those of a share that is not mounted.
+   */
+  async function forgetGone(
+    seen: ReadonlyMap<string, Sighting>,
+    read: readonly WatchedFolder[],
+  ): Promise<void> {
     for (const file of hashes.keys()) if (!seen.has(file)) hashes.delete(file)
-    watched.forget(
-      watched
-        .paths()
-        .filter((file) => !seen.has(file) && read.some((folder) => isWithin(file, folder))),
-    )
+    const all = watched.paths()
+    const isFullList = all.length > limits.watchedEntriesMax
+    const gone: string[] = []
+    for (const file of all) {
+      if (seen.has(file) || !read.some((folder) => isWithin(file, folder))) continue
+      if (isFullList || (await isGone(file, watched.deviceOf(file)))) gone.push(file)
+    }
+    watched.forget(gone)
   }
 
   return async () => {
@@ -180,7 +209,7 @@ export function createLook(options: WatchOptions): () => Promise<void> {
       }
     }
     before = seen
-    forgetGone(seen, read)
+    await forgetGone(seen, read)
     try {
       await watched.save()
     } catch (error) {
@@ -205,12 +234,26 @@ function isWithin(file: string, folder: WatchedFolder): boolean {
   return inside === folder.path || (folder.subfolders && inside.startsWith(`${folder.path}/`))
 }
 
-/** Regular files of a folder that are meant, in the order of their names; links are not followed. */
-async function filesIn(folder: WatchedFolder): Promise<string[]> {
+/**
+ * Regular files of a folder that are meant, in the order of their names; links are not followed.
+ *
+ * @returns Also how many folders below it cannot be read; one that has just gone away is none.
+ */
+async function filesIn(folder: WatchedFolder): Promise<{ files: string[]; unread: number }> {
   const found: string[] = []
   let entries = 0
+  let unread = 0
+  const list = async (at: string) => {
+    try {
+      return await readdir(at, { withFileTypes: true })
+    } catch (error) {
+      if (at === folder.path) throw error
+      if (!isMissing(error) || isNoText(at)) unread += 1
+      return []
+    }
+  }
   const walk = async (at: string): Promise<void> => {
-    for (const entry of await readdir(at, { withFileTypes: true })) {
+    for (const entry of await list(at)) {
       if ((entries += 1) > limits.watchedEntriesMax) throw tooMany(folder.path)
       const file = path.join(at, entry.name)
       const isFolder = entry.isDirectory() && folder.subfolders && !entry.name.startsWith('.')
@@ -220,7 +263,7 @@ async function filesIn(folder: WatchedFolder): Promise<string[]> {
   }
   try {
     await walk(folder.path)
-    return found.toSorted()
+    return { files: found.toSorted(), unread }
   } catch (cause) {
     if (isSluiceError(cause)) throw cause
     throw new SluiceError('media.not_a_file', `the watched folder ${folder.path} cannot be read`, {
@@ -236,6 +279,40 @@ function tooMany(folder: string): SluiceError {
     retry: 'later',
     hint: `At most ${limits.watchedEntriesMax} are looked at; move finished ones away ("sourceAction").`,
   })
+}
+
+function unreadable(place: string, count: number): SluiceError {
+  const what = count === 1 ? 'one file or folder' : `${count} files or folders`
+  return new SluiceError('media.not_a_file', `${what} in the watched ${place} cannot be read`, {
+    retry: 'later',
+    hint: 'Look at their permissions, and whether their names are UTF-8; the others are taken.',
+  })
+}
+
+/** A name that is not UTF-8 is read as one that nothing has. */
+function isNoText(file: string): boolean {
+  return file.includes('\u{fffd}')
+}
+
+/**
+ * Whether there is no such file any more on its own file system.
+ *
+ * @param device Of that file system; where it isn't mounted, another one shows through.
+ */
+async function isGone(file: string, device: string | undefined): Promise<boolean> {
+  if (!(await isAbsent(file))) return false
+  let place = path.dirname(file)
+  while (await isAbsent(place)) place = path.dirname(place)
+  const facts = await stat(place, { bigint: true }).catch(() => undefined)
+  return facts !== undefined && String(facts.dev) === device
+}
+
+/** What only cannot be looked at may still be there. */
+async function isAbsent(file: string): Promise<boolean> {
+  return lstat(file).then(
+    () => false,
+    (error: unknown) => isMissing(error),
+  )
 }
 
 /** A file that went away between listing and looking is not there. */

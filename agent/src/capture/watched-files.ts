@@ -29,6 +29,8 @@ export type WatchedFiles = {
   isTaken(source: SourceIdentity): boolean
   /** Paths of all that were taken. */
   paths(): string[]
+  /** Number of the file system that a taken file was last seen on. */
+  deviceOf(file: string): string | undefined
   /** Counts from now on; durable with {@link save}. */
   remember(sources: readonly SourceIdentity[]): void
   forget(files: readonly string[]): void
@@ -58,7 +60,7 @@ export async function openWatchedFiles(
   function remember(sources: readonly SourceIdentity[]): void {
     for (const { path: name, ...facts } of sources) {
       const known = taken.get(name)
-      if (known && isUnchanged(known, facts)) continue
+      if (known && isUnchanged(known, facts) && known.device === facts.device) continue
       taken.set(name, facts)
       isSaved = false
     }
@@ -117,6 +119,7 @@ export async function openWatchedFiles(
       return known !== undefined && isUnchanged(known, source)
     },
     paths: () => [...taken.keys()],
+    deviceOf: (file) => taken.get(file)?.device,
     remember,
     forget(files) {
       for (const name of files) if (taken.delete(name)) isSaved = false

@@ -13,6 +13,8 @@ const unfinished = [
   '*.partial',
   '*.crdownload',
   '*.download',
+  '*.opdownload',
+  '*.aria2',
   '*.filepart',
   '*.tmp',
   '*.temp',
