@@ -1,5 +1,7 @@
 /** Hands out the samples of a sound, and nothing that lies below or between them. */
-import type { PcmFacts } from './wav-structure.ts'
+
+/** How samples lie in a file; the lowest `unusedBits` of each are none of it. */
+type SampleForm = { bitsPerSample: number; unusedBits: number; bigEndian: boolean }
 
 /**
  * Clears the lowest bits of every sample, which its format says are none of it: nobody hears them, and
@@ -9,7 +11,7 @@ import type { PcmFacts } from './wav-structure.ts'
  */
 export async function* usedBits(
   pieces: AsyncIterable<Buffer>,
-  { bitsPerSample, unusedBits, bigEndian }: PcmFacts,
+  { bitsPerSample, unusedBits, bigEndian }: SampleForm,
 ): AsyncGenerator<Buffer> {
   if (unusedBits === 0) {
     yield* pieces
