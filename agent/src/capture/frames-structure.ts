@@ -45,6 +45,8 @@ export type FramesWalk = ReadOptions & {
 
 /** HLS puts a tag before every segment; four hours of one second each are 14,400. */
 const runsMax = 20_000
+/** Each is looked over byte by byte. */
+const gapsMax = 100
 
 /**
  * Follows frames from one to the next. Tags between them, as joined recordings have them, are passed
@@ -65,6 +67,7 @@ export async function walkFrames(source: Readable, walk: FramesWalk): Promise<Fr
     ...{ cut: false, changes: false, pauses: false },
   }
   let damagedAt: number | undefined
+  let gaps = 0
   for (let at = from; at < to;) {
     const headBytes = Math.min(7, to - at)
     const head = ahead.held(at, headBytes) ?? (await ahead.read(at, headBytes))
@@ -86,7 +89,10 @@ export async function walkFrames(source: Readable, walk: FramesWalk): Promise<Fr
       if (next.long || fewer) damagedAt ??= at
       break
     }
-    if (next.kind === 'gap') damagedAt ??= at
+    if (next.kind === 'gap') {
+      damagedAt ??= at
+      if (++gaps > gapsMax) throw corruptMedium('sound', { byte: at })
+    }
     removed.add(next.kind === 'tag' ? 'id3' : 'junk')
     at = next.at
     if (runs.length === runsMax) throw corruptMedium('sound', { byte: at })
@@ -129,9 +135,9 @@ async function passOver(
   place: { at: number; to: number; format: FramesFormat; soundBytes: number },
 ): Promise<Passed> {
   const { at, to, format, soundBytes } = place
-  const rest = await source.read(at, Math.min(trailerBytesMax, to - at))
-  const bytes = tagBytes(rest)
+  const bytes = tagBytes(await source.read(at, Math.min(32, to - at)))
   if (bytes > 0 && at + bytes <= to) return { kind: 'tag', at: at + bytes }
+  const rest = await source.read(at, Math.min(trailerBytesMax, to - at))
   const next = nextChain(rest, format, at + rest.length === to)
   if (next !== undefined) return { kind: 'gap', at: at + next }
   // More than there is sound is no remainder of it.

@@ -15,7 +15,7 @@ import { readMatroska, readMatroskaColour } from './matroska-structure.ts'
 import { readMovie } from './movie-structure.ts'
 import { readTagged } from './mp3-structure.ts'
 import { oggPage } from './ogg-page.test-setup.ts'
-import { readOgg } from './ogg-structure.ts'
+import { mendedPages, readOgg } from './ogg-structure.ts'
 import { randomness } from './randomness.test-setup.ts'
 import { sniff } from './sniff.ts'
 import { followOn, isJoined } from './joined-transport.ts'
@@ -114,6 +114,12 @@ const flac = Buffer.concat([
 
 const wav = Buffer.from(
   'RIFF\x36\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x40\x1f\0\0\x40\x1f\0\0\x01\0\x08\0LIST\x04\0\0\0abcddata\x06\0\0\0abcdef',
+  'latin1',
+)
+
+/** 16 bits, one channel; all numbers the other way round. */
+const rifx = Buffer.from(
+  'RIFX\0\0\0\x2aWAVEfmt \0\0\0\x10\0\x01\0\x01\0\0\x1f\x40\0\0\x3e\x80\0\x02\0\x10data\0\0\0\x06abcdef',
   'latin1',
 )
 
@@ -277,11 +283,24 @@ const parsers: [string, Buffer, (bytes: Buffer) => Promise<unknown>][] = [
   ],
   ['Ogg', ogg, (bytes) => readOgg(readable(bytes))],
   ['Ogg, salvaged', ogg, (bytes) => readOgg(readable(bytes), { salvage: true })],
+  [
+    'Ogg, mended',
+    ogg,
+    async (bytes) => {
+      const { runs } = await readOgg(readable(bytes), { salvage: true })
+      const needs = { serials: true, packets: true }
+      for await (const page of mendedPages(readable(bytes), { runs, needs })) {
+        assert.ok(page.length >= 27 && page.toString('latin1', 0, 4) === 'OggS')
+      }
+    },
+  ],
   ['AIFF', aiff, (bytes) => readAiff(readable(bytes))],
   ['AIFF, salvaged', aiff, (bytes) => readAiff(readable(bytes), { salvage: true })],
   ['WAV', wav, (bytes) => readWav(readable(bytes))],
+  ['RIFX', rifx, (bytes) => readWav(readable(bytes))],
   ['WAV, salvaged', wav, (bytes) => readWav(readable(bytes), { salvage: true })],
   ['MP3', mp3, (bytes) => readTagged(readable(bytes), { format: 'mp3' })],
+  ['MP3, salvaged', mp3, (bytes) => readTagged(readable(bytes), { format: 'mp3', salvage: true })],
   ['AAC', adts, (bytes) => readTagged(readable(bytes), { format: 'aac' })],
   ['AAC, salvaged', adts, (bytes) => readTagged(readable(bytes), { format: 'aac', salvage: true })],
   [
