@@ -334,8 +334,10 @@ async function missedEnd(
       : demuxers[source.format] === 'matroska'
         ? await readMatroskaEnd(source, facts.durationMs)
         : undefined
-  requireReached(longestMs, end?.untilMs === undefined ? facts.durationMs : end.lastMs)
-  return end
+  requireReached(longestMs, end === undefined ? facts.durationMs : end.lastMs)
+  // A head counts subtitles too: it tells how long the last picture stays only where it is alone.
+  const isAlone = facts.sound === undefined && !facts.removed.includes('subtitles')
+  return isAlone || source.format === 'avi' ? end : undefined
 }
 
 /** Without sound, a last picture that stays no longer than this is not worth a second run. */
@@ -466,8 +468,14 @@ async function runFilm(
     if (!isSluiceError(error) || error.code !== 'media.corrupt') throw error
     await source.assertUnchanged()
     await requireDecoders(encoding)
-    const again = { ...whole, ...filmInput(encoding) }
-    throw corruptMedium('film', { ms: await findBreak(encoding, again) })
+    const broke = await findBreak(encoding, { ...whole, ...filmInput(encoding) })
+    const damaged = corruptMedium('film', { ms: broke.ms })
+    if (!broke.isWhole) throw damaged
+    // The host may have failed, short of processes or of memory: once more.
+    const again = { ...whole, ...withSound(encoding, filmInput(encoding)) }
+    result = await runFfmpeg(encoding, { ...again, keep: run.keep }).catch((cause: unknown) => {
+      throw isSluiceError(cause) && cause.code === 'media.corrupt' ? damaged : cause
+    })
   }
   // The decoder opened the path and not our descriptor: make sure that it was the same file.
   try {
@@ -523,8 +531,11 @@ async function requireDecoders(encoding: FilmEncoding): Promise<void> {
 }
 
 /** Decodes until it breaks, and tells how far it came; only ever run for what is refused. */
-async function findBreak(encoding: Encoding, run: FfmpegRun): Promise<number> {
-  const { value } = await startFfmpeg(
+async function findBreak(
+  encoding: Encoding,
+  run: FfmpegRun,
+): Promise<{ ms: number; isWhole: boolean }> {
+  const { exit, value } = await startFfmpeg(
     encoding,
     {
       ...run,
@@ -536,7 +547,7 @@ async function findBreak(encoding: Encoding, run: FfmpegRun): Promise<number> {
     },
     readLastTime,
   )
-  return value
+  return { ms: value, isWhole: exit.outcome === 'ok' }
 }
 
 async function normaliseBare(source: Source, options: AvOptions): Promise<NormalisedMedium> {
@@ -577,7 +588,7 @@ async function normaliseBare(source: Source, options: AvOptions): Promise<Normal
   } catch (error) {
     if (!isSluiceError(error) || error.code !== 'media.corrupt') throw error
     const again = { ...run, stdin: input.bytes() }
-    throw corruptMedium('sound', { ms: await findBreak(encoding, again) })
+    throw corruptMedium('sound', { ms: (await findBreak(encoding, again)).ms })
   }
   const { samples, ...medium } = await sound.finish({ exit: result.exit, held: result.value })
   try {
@@ -726,6 +737,8 @@ async function rewriteWav(
   }
 }
 
+const readBounds = { wallMs: 10_000, memoryBytes: 256 * 1024 ** 2, outputBytesMax: 1 }
+
 /**
  * Root opens every file, but a decoder run by root has none of root's privileges. Elsewhere what the
  * agent can read, its decoders can.
@@ -738,11 +751,21 @@ async function requireReadable({ source, isolation }: Encoding): Promise<void> {
       program: '/usr/bin/head',
       args: (at) => ['-c', '1', at('medium')],
       inputs: { medium: source.path },
-      bounds: { wallMs: 10_000, memoryBytes: 256 * 1024 ** 2, outputBytesMax: 1 },
+      bounds: readBounds,
     },
     discardOutput,
   )
   if (exit.outcome === 'ok') return
+  const { exit: bare } = await runInSandbox(
+    { isolation, program: '/usr/bin/true', args: () => [], bounds: readBounds },
+    discardOutput,
+  )
+  if (bare.outcome !== 'ok') {
+    throw new SluiceError('media.decoder_failed', 'no decoder could be started', {
+      retry: 'later',
+      hint: 'The host lacks processes or memory; it is tried again.',
+    })
+  }
   throw new SluiceError(
     'media.not_a_file',
     'the source cannot be taken: decoders may not read it',

@@ -606,6 +606,19 @@ const unseen: GateCase[] = [
 
 const around: GateCase[] = [
   {
+    name: 'a Matroska whose subtitles go on long after its pictures',
+    needs,
+    make: (folder) => {
+      const said = '1\n00:00:00,000 --> 00:00:01,000\na\n\n2\n00:01:00,000 --> 00:01:01,000\nb\n'
+      const words = bytesNamed('a.srt', () => said)(folder)
+      const maps = ['-map', '0', '-map', '1', '-map', '2', '-c:s', 'srt', 'said.mkv']
+      return film(...picture, ...tone, '-i', words, ...h264, '-c:a', 'aac', ...maps)(folder)
+    },
+    leaves: both,
+    removed: ['subtitles'],
+    equal: lasts(50, 2000),
+  },
+  {
     name: 'a transport stream that announces sound, of a camera without a microphone',
     needs,
     make: changed(film(...picture, ...tone, ...h264, '-c:a', 'aac', 'a.ts'), (bytes) => {
