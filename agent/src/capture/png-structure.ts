@@ -113,10 +113,10 @@ function walk(bytes: Buffer): Walked {
   const chunks: Chunk[] = []
   if (!bytes.subarray(0, 8).equals(pngSignature)) throw new DamagedPicture(0)
   // Whether the picture data before it are all of them, the decoder knows: they have an end of their own.
-  const cut = (): Walked => {
+  const cut = (inPicture = false): Walked => {
     const at = bytes.length
     const begun = chunks.some(({ name }) => name === 'IDAT')
-    return { chunks, end: at, ...(begun ? { cutAt: at } : { damagedAt: at }) }
+    return { chunks, end: at, ...(begun && !inPicture ? { cutAt: at } : { damagedAt: at }) }
   }
   for (let at = 8; ;) {
     if (at + 12 > bytes.length) return cut()
@@ -127,7 +127,7 @@ function walk(bytes: Buffer): Walked {
       // What is there of the picture may still be decoded.
       const content = bytes.subarray(at + 8, end - 4)
       if (name === 'IDAT') chunks.push({ name, start: at, content })
-      return cut()
+      return cut(name === 'IDAT' && end - 4 > bytes.length)
     }
     const content = bytes.subarray(at + 8, end - 4)
     // Only what goes to the decoder has to be whole: the rest is dropped unread.
