@@ -478,6 +478,8 @@ describe('a submission', () => {
     assert.equal(agent.journal.data.receiveKeys.length, plane.keysPerAnswer)
     await agent.end()
     agent = await startAgent()
+    await until(() => agent?.journal.data.submissions[id]?.state === 'sealed')
+    assert.equal(agent.journal.data.submissions[id]?.problem, undefined, 'it is over')
     await analyse()
     await requireEnd()
   })

@@ -129,6 +129,8 @@ export function createSealer(
       if (current?.state !== 'sealing' || current.jobId !== id) return false
       draft.jobs[id] = sealedJob
       current.state = 'sealed'
+      // Whatever put it off until now is over, and explains nothing that comes.
+      delete current.problem
       return true
     })
     if (!wanted) return await deleteSpool(spoolDir, id)
