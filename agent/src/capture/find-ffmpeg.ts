@@ -58,6 +58,13 @@ export function ffmpegMissing(what: string): SluiceError {
   })
 }
 
+/** The error for a film where there is an ffmpeg, but none that can write films. */
+export function filmsMissing({ version }: Pick<Ffmpeg, 'version'>): SluiceError {
+  return new SluiceError('media.decoder_missing', `ffmpeg ${version} cannot write films`, {
+    hint: 'It lacks its encoder of H.264 (libx264) or of AAC. Name one that has both as "ffmpegPath" (Debian: apt install ffmpeg).',
+  })
+}
+
 /** The optional package's one export is the path of the program its install step downloaded. */
 function packagedProgram(): string | undefined {
   try {

@@ -242,6 +242,11 @@ describe('normaliseFilm', { skip }, () => {
   it('says that ffmpeg is missing when it is', async () => {
     const file = filmFile('alone.mp4')
     await assert.rejects(normalise(file, { ffmpeg: undefined }), { code: 'media.decoder_missing' })
+    assert.ok(ffmpeg)
+    await assert.rejects(normalise(file, { ffmpeg: { ...ffmpeg, films: false } }), {
+      code: 'media.decoder_missing',
+      message: /cannot write films/,
+    })
   })
 })
 

@@ -25,9 +25,16 @@ import {
   readCodecNames,
   withoutDecoder,
 } from './film-codecs.ts'
-import { inStepWithPicture, nothingCarriedOver, planFilm, planSound, words } from './film-recipe.ts'
+import {
+  inStepWithPicture,
+  ofTracks,
+  nothingCarriedOver,
+  planFilm,
+  planSound,
+  words,
+} from './film-recipe.ts'
 import type { FilmEncoder, SoundRecipe } from './film-recipe.ts'
-import { ffmpegMissing } from './find-ffmpeg.ts'
+import { ffmpegMissing, filmsMissing } from './find-ffmpeg.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
 import {
   firstPictureArgs,
@@ -154,7 +161,8 @@ function withoutCover(source: Source, facts: AvFacts): AvFacts {
 async function normaliseContainer(source: Source, options: AvOptions): Promise<NormalisedMedium[]> {
   const { ffmpeg } = options
   const facts = withoutCover(source, await readContainer(source, options))
-  if (ffmpeg === undefined || !ffmpeg.films) throw ffmpegMissing('films')
+  if (ffmpeg === undefined) throw ffmpegMissing('films')
+  if (!ffmpeg.films) throw filmsMissing(ffmpeg)
   const { salvage = false } = options
   const joined = source.format === 'ts' && !salvage && (await isJoined(source))
   const bytes = joined ? { bytes: () => followOn(source) } : {}
@@ -368,7 +376,7 @@ async function lookAtFirst(
     {
       ...film,
       input: (at) => [...before, ...film.input(at)],
-      output: firstPictureArgs,
+      output: ofTracks(firstPictureArgs, encoding.facts.tracks),
       outputBytesMax: firstPictureBytesMax,
       lenient: true,
       durationMs: 0,
@@ -455,6 +463,7 @@ async function runFilm(
   const whole: FfmpegRun = {
     ...run,
     ...withSound(encoding, filmInput(encoding)),
+    output: ofTracks(run.output, facts.tracks),
     lenient: salvage,
     durationMs: facts.durationMs === 0 ? likelyMs(source) : facts.durationMs,
     // Beyond full HD the work per second grows with the pixels.
@@ -503,7 +512,7 @@ async function requireDecoders(encoding: FilmEncoding): Promise<void> {
     encoding,
     {
       ...filmInput(encoding),
-      output: codecNamesArgs,
+      output: ofTracks(codecNamesArgs, encoding.facts.tracks),
       outputBytesMax: codecNamesBytesMax,
       lenient: true,
       durationMs: 0,

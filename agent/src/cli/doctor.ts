@@ -7,7 +7,7 @@ import type { SystemCalls } from '@sluice/protocol/manifest'
 import { disableCoreDumps } from '@sluice/protocol/process/lifecycle'
 import { canSwap, readSwapFacts, swapPossible } from '@sluice/protocol/process/swap'
 import { chooseFilmEncoder } from '../capture/film-encoder.ts'
-import { findFfmpeg } from '../capture/find-ffmpeg.ts'
+import { filmsMissing, findFfmpeg } from '../capture/find-ffmpeg.ts'
 import { scanPolicyOf } from '../capture/gate-policy.ts'
 import { createScanner } from '../capture/scan.ts'
 import { prepareSpool, requireRoom } from '../capture/spool.ts'
@@ -95,6 +95,7 @@ async function ffmpegText({ isolation, ffmpegPath, gate }: AgentConfig): Promise
   const configured = ffmpegPath === undefined ? {} : { configured: ffmpegPath }
   const found = await findFfmpeg({ isolation: level, ...configured })
   if (found) {
+    if (!found.films) throw filmsMissing(found)
     const wanted = gate.filmEncoder
     const encoder = await chooseFilmEncoder({ wanted, ffmpeg: found, isolation: level })
     const instead = encoder === wanted ? '' : `, as ${wanted} does not work here`
