@@ -25,14 +25,7 @@ import {
   readCodecNames,
   withoutDecoder,
 } from './film-codecs.ts'
-import {
-  inStepWithPicture,
-  ofTracks,
-  nothingCarriedOver,
-  planFilm,
-  planSound,
-  words,
-} from './film-recipe.ts'
+import { inStepWithPicture, nothingCarriedOver, planFilm, planSound, words } from './film-recipe.ts'
 import type { FilmEncoder, SoundRecipe } from './film-recipe.ts'
 import { ffmpegMissing, filmsMissing } from './find-ffmpeg.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
@@ -376,7 +369,7 @@ async function lookAtFirst(
     {
       ...film,
       input: (at) => [...before, ...film.input(at)],
-      output: ofTracks(firstPictureArgs, encoding.facts.tracks),
+      output: firstPictureArgs,
       outputBytesMax: firstPictureBytesMax,
       lenient: true,
       durationMs: 0,
@@ -463,7 +456,6 @@ async function runFilm(
   const whole: FfmpegRun = {
     ...run,
     ...withSound(encoding, filmInput(encoding)),
-    output: ofTracks(run.output, facts.tracks),
     lenient: salvage,
     durationMs: facts.durationMs === 0 ? likelyMs(source) : facts.durationMs,
     // Beyond full HD the work per second grows with the pixels.
@@ -512,7 +504,7 @@ async function requireDecoders(encoding: FilmEncoding): Promise<void> {
     encoding,
     {
       ...filmInput(encoding),
-      output: ofTracks(codecNamesArgs, encoding.facts.tracks),
+      output: codecNamesArgs,
       outputBytesMax: codecNamesBytesMax,
       lenient: true,
       durationMs: 0,
