@@ -109,18 +109,29 @@ export async function readMatroskaEnd(
   const head = await elementAt(ahead, 0, source.bytes)
   const segment = await elementAt(ahead, head.end, source.bytes)
   if (segment.unknown || segment.end > source.bytes) return undefined
-  const walk = { scale: 1_000_000, picture: -1, clusterTime: 0, last: -1, count: 0 }
+  const walk = {
+    ...{ scale: 1_000_000, picture: -1, clusterTime: 0 },
+    ...{ first: Infinity, last: -1, count: 0 },
+  }
   await walkBlocks(ahead, segment, walk)
-  if (walk.last < 0 || !Number.isSafeInteger(walk.last)) return undefined
+  if (walk.last < walk.first || !Number.isSafeInteger(walk.last)) return undefined
+  const ms = (ticks: number) => (ticks * walk.scale) / 1_000_000
   return {
-    lastMs: (walk.last * walk.scale) / 1_000_000,
-    untilMs: durationMs,
+    lastMs: ms(walk.last - walk.first),
+    untilMs: Math.max(0, durationMs - ms(walk.first)),
     clockHz: 1_000_000_000 / commonDivisor(walk.scale, 1_000_000_000),
   }
 }
 
-/** Number of the track of pictures, time of the cluster, and of the last block of a picture. */
-type Walk = { scale: number; picture: number; clusterTime: number; last: number; count: number }
+/** Number of the track of pictures, time of the cluster, and of the first and last block of a picture. */
+type Walk = {
+  scale: number
+  picture: number
+  clusterTime: number
+  first: number
+  last: number
+  count: number
+}
 
 async function walkBlocks(source: Ahead, parent: Element, walk: Walk): Promise<void> {
   for (let at = parent.start; at < parent.end;) {
@@ -140,7 +151,10 @@ async function walkBlocks(source: Ahead, parent: Element, walk: Walk): Promise<v
       // The bit that tells the length is none of the number's.
       const track = block.readUIntBE(0, length) - 2 ** (7 * length)
       const time = walk.clusterTime + block.readInt16BE(length)
-      if (track === walk.picture) walk.last = Math.max(walk.last, time)
+      if (track === walk.picture) {
+        walk.first = Math.min(walk.first, time)
+        walk.last = Math.max(walk.last, time)
+      }
     } else if (id === ids.clusterTime && end - start <= 8) {
       walk.clusterTime = unsigned(await source.read(start, end - start), {
         ...element,

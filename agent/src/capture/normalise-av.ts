@@ -25,7 +25,14 @@ import {
   readCodecNames,
   withoutDecoder,
 } from './film-codecs.ts'
-import { inStepWithPicture, nothingCarriedOver, planFilm, planSound, words } from './film-recipe.ts'
+import {
+  inStepWithPicture,
+  ofTracks,
+  nothingCarriedOver,
+  planFilm,
+  planSound,
+  words,
+} from './film-recipe.ts'
 import type { FilmEncoder, SoundRecipe } from './film-recipe.ts'
 import { ffmpegMissing, filmsMissing } from './find-ffmpeg.ts'
 import type { Ffmpeg } from './find-ffmpeg.ts'
@@ -335,7 +342,8 @@ async function missedEnd(
       : demuxers[source.format] === 'matroska'
         ? await readMatroskaEnd(source, facts.durationMs)
         : undefined
-  requireReached(longestMs, end === undefined ? facts.durationMs : end.lastMs)
+  if (end === undefined) requireReached(longestMs, facts.durationMs)
+  else requireReached(lastPictureMs, end.lastMs)
   // A head counts subtitles too: it tells how long the last picture stays only where it is alone.
   const isAlone = facts.sound === undefined && !facts.removed.includes('subtitles')
   return isAlone || source.format === 'avi' ? end : undefined
@@ -369,7 +377,7 @@ async function lookAtFirst(
     {
       ...film,
       input: (at) => [...before, ...film.input(at)],
-      output: firstPictureArgs,
+      output: ofTracks(firstPictureArgs, encoding.facts.tracks),
       outputBytesMax: firstPictureBytesMax,
       lenient: true,
       durationMs: 0,
@@ -456,6 +464,7 @@ async function runFilm(
   const whole: FfmpegRun = {
     ...run,
     ...withSound(encoding, filmInput(encoding)),
+    output: ofTracks(run.output, facts.tracks),
     lenient: salvage,
     durationMs: facts.durationMs === 0 ? likelyMs(source) : facts.durationMs,
     // Beyond full HD the work per second grows with the pixels.
@@ -504,7 +513,7 @@ async function requireDecoders(encoding: FilmEncoding): Promise<void> {
     encoding,
     {
       ...filmInput(encoding),
-      output: codecNamesArgs,
+      output: ofTracks(codecNamesArgs, encoding.facts.tracks),
       outputBytesMax: codecNamesBytesMax,
       lenient: true,
       durationMs: 0,

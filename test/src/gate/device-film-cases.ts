@@ -605,6 +605,16 @@ const unseen: GateCase[] = [
 ]
 
 const around: GateCase[] = [
+  ...['late.mkv', 'late.mp4'].map((name): GateCase => ({
+    name: `pictures that begin eight seconds after the sound, ${name}`,
+    needs,
+    make: film(
+      ...[...tone, '-itsoffset', '8', ...picture, '-map', '0', '-map', '1'],
+      ...[...h264, '-c:a', 'aac', '-fps_mode', 'passthrough', name],
+    ),
+    leaves: both,
+    equal: lasts(50, 2000),
+  })),
   {
     name: 'a Matroska whose subtitles go on long after its pictures',
     needs,
