@@ -66,9 +66,14 @@ export type AvFacts = {
   shownMs?: number
   picture: PictureFacts | undefined
   sound: SoundFacts | undefined
+  /** Which of its pictures and sounds those are, where it is not the first ones. */
+  tracks?: PlayedTracks
   /** Kinds of metadata and tracks that will not be taken along. */
   removed: string[]
 }
+
+/** Counted from 0 among those of a kind; covers and chapters are none. */
+export type PlayedTracks = { picture: number; sound: number }
 
 export type ReadOptions = {
   /** Takes what is there of a container that ends too early or is damaged behind its beginning. */

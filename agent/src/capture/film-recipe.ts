@@ -1,5 +1,5 @@
 /** Decides how ffmpeg makes a film of ours out of one of unknown origin; pure, so that each word of it can be broken in a test. */
-import type { AvFacts, Crop } from './av-facts.ts'
+import type { AvFacts, Crop, PlayedTracks } from './av-facts.ts'
 import type { FirstPicture } from './first-picture.ts'
 import type { FilmProfile, SoundProfile } from './profiles.ts'
 import type { SourceFormat } from './sniff.ts'
@@ -7,6 +7,16 @@ import type { SourceFormat } from './sniff.ts'
 /** The words of a command line without variable parts. */
 export function words(line: string): string[] {
   return line.split(' ')
+}
+
+/** Where the first picture and the first sound are named, those that are played. */
+export function ofTracks(output: readonly string[], tracks: PlayedTracks | undefined): string[] {
+  const { picture, sound } = tracks ?? { picture: 0, sound: 0 }
+  return output.map((word) =>
+    word
+      .replace(/^0:V:0(?=\??$)/, () => `0:V:${picture}`)
+      .replace(/^0:a:0(?=\??$)/, () => `0:a:${sound}`),
+  )
 }
 
 /** On every output: nothing carried over, nothing about the encoder. */

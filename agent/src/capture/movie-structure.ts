@@ -282,18 +282,32 @@ function readIndex(
   }
   // Tracks that aren't played may be longer, and so may the header that counts them.
   const shownMs = Math.max(0, ...played.map((track) => track.shownMs))
+  const films = tracks.filter((track) => track.picture !== undefined)
+  const sounds = tracks.filter((track) => track.kind === 'sound')
+  const chosen = { picture: firstEnabled(films), sound: firstEnabled(sounds) }
   return {
     // What an edit list shows again and again is longer than what is there.
     durationMs: Math.max(shownMs, ...played.map((track) => track.durationMs)),
     shownMs,
-    picture: pictures[0],
-    sound: tracks.find((track) => track.kind === 'sound')?.sound,
+    picture: films[chosen.picture]?.picture,
+    sound: sounds[chosen.sound]?.sound,
+    ...(chosen.picture + chosen.sound === 0 ? {} : { tracks: chosen }),
     removed: [...removed].toSorted(),
   }
 }
 
+/** What is not enabled no player shows; where none is, the first is meant. */
+function firstEnabled(tracks: readonly Track[]): number {
+  return Math.max(
+    0,
+    tracks.findIndex(({ enabled }) => enabled),
+  )
+}
+
 type Track = {
   id: number
+  /** Whether it is to be played. */
+  enabled: boolean
   kind: 'video' | 'sound' | 'timecode' | 'timed-metadata' | 'subtitles' | 'other-tracks'
   /** As its head has it. */
   durationMs: number
@@ -368,6 +382,8 @@ function readTrack(
   const edited = lies || trimmed
   return {
     id,
+    // ISO/IEC 14496-12, 8.3.2: the lowest of the flags.
+    enabled: (index.readUInt8(head.offset + head.headerBytes + 3) & 1) !== 0,
     kind: kind ?? 'other-tracks',
     durationMs,
     shownMs: end === undefined ? durationMs : Math.round(end.untilMs),

@@ -7,7 +7,7 @@ import { join } from 'node:path'
 
 import sharp from 'sharp'
 
-import type { GateCase } from './cases.ts'
+import type { GateCase, Outcome } from './cases.ts'
 import { box, changed, chunk, decoded, film, h264, picture } from './make-films.ts'
 import { makeHeic } from './make-heif.ts'
 import type { CodedPicture } from './make-heif.ts'
@@ -213,7 +213,63 @@ const highHevc = [
 /** @see ISO/IEC 14496-12, 12.1.5 and following: numbers of 16 and 32 bits, none of which is checked. */
 const screens = ['mastering-canary-of-24-b', 'clli']
 
+/** Tracks are played that are enabled, by the lowest flag of their heads. */
+function playing(bytes: Buffer, played: readonly boolean[]): Buffer {
+  let at = bytes.indexOf('moov')
+  for (const plays of played) {
+    at = bytes.indexOf('tkhd', at + 4)
+    assert.ok(at > 0)
+    bytes.writeUInt8(plays ? 3 : 2, at + 7)
+  }
+  return bytes
+}
+
+const twoOfEach = [
+  ...['red', 'blue'].flatMap((name) => ['-f', 'lavfi', '-i', `color=${name}:s=64x64:r=25:d=1`]),
+  ...['-f', 'lavfi', '-i', 'anullsrc=r=48000:cl=mono', '-f', 'lavfi', '-i', 'sine=r=48000'],
+  ...['-map', '0', '-map', '1', '-map', '2', '-map', '3', '-t', '1', '-c:a', 'aac'],
+]
+
+/** Red and silence, or blue and a tone. */
+function playsSecond(outcomes: readonly Outcome[], second: boolean): void {
+  const folder = mkdtempSync(join(tmpdir(), 'gate-played-'))
+  try {
+    for (const { bytes, kind } of outcomes) {
+      const samples = decoded(bytes, folder, '-map', '0:a:0', '-ac', '1', '-f', 's16le')
+      const loud = samples.some((byte, i) => i % 2 === 1 && byte > 1 && byte < 254)
+      assert.equal(loud, second, `the sound of ${kind}`)
+    }
+    const form = ['-map', '0:V:0', '-frames:v', '1', '-f', 'rawvideo', '-pix_fmt', 'rgb24']
+    const [red = 0, , blue = 0] = decoded(firstBytes(outcomes), folder, ...form)
+    assert.ok(second ? blue > 200 && red < 50 : red > 200 && blue < 50, `red ${red}, blue ${blue}`)
+  } finally {
+    rmSync(folder, { recursive: true })
+  }
+}
+
+const playedFilms: readonly GateCase[] = (['analysis', 'faithful'] as const).flatMap((profile) =>
+  [
+    { name: 'the tracks that are played leave, and not those before them', first: false },
+    { name: 'where no track is played the first ones leave', first: undefined },
+    { name: 'where all tracks are played the first ones leave', first: true },
+  ].map(({ name, first }): GateCase => ({
+    name: `a film of two pictures and two sounds: ${name}, ${profile}`,
+    needs: ['ffmpeg'],
+    profile,
+    make: changed(film(...twoOfEach, ...h264, 'a.mp4'), (bytes) => {
+      const [one, other] = [first ?? false, first !== undefined]
+      return playing(bytes, [one, other, one, other])
+    }),
+    leaves: ['mp4', 'flac'],
+    removed: ['further-tracks'],
+    equal: (outcomes) => {
+      playsSecond(outcomes, first === false)
+    },
+  })),
+)
+
 const films: readonly GateCase[] = [
+  ...playedFilms,
   ...(['analysis', 'faithful', 'compact'] as const).map((profile): GateCase => ({
     name: `a film of high dynamic range says nothing of the screen it was made on, ${profile}`,
     needs: ['ffmpeg'],
