@@ -119,7 +119,7 @@ export async function openWatchedFiles(
       return known !== undefined && isUnchanged(known, source)
     },
     paths: () => [...taken.keys()],
-    deviceOf: (file) => taken.get(file)?.device,
+    deviceOf: (name) => taken.get(name)?.device,
     remember,
     forget(files) {
       for (const name of files) if (taken.delete(name)) isSaved = false
