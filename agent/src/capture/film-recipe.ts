@@ -188,6 +188,8 @@ const forwards = "setpts='if(isnan(PREV_OUTPTS),PTS,max(PTS,PREV_OUTPTS+1))'"
 
 /** Nothing larger is interlaced; three pictures more would be held of what is. */
 const wovenStepsMax = 2 * Math.ceil(1152 / 16) + 2
+/** Nothing smaller either; the filter wants some rows and columns in every plane. */
+const wovenStepsMin = 2 * Math.floor(64 / 16) + 2
 
 /**
  * Of pictures that say they are two halves of different moments, one whole picture each: combs at every
@@ -196,7 +198,9 @@ const wovenStepsMax = 2 * Math.ceil(1152 / 16) + 2
  * @see ffmpeg-filters(1), "bwdif".
  */
 function woven(first: FirstPicture | undefined): string[] {
-  if (first?.rgb === true || (first?.steps.high ?? 0) > wovenStepsMax) return []
+  if (first === undefined || first.rgb) return []
+  const { wide, high } = first.steps
+  if (Math.min(wide, high) < wovenStepsMin || high > wovenStepsMax) return []
   return ['bwdif=mode=send_frame:parity=auto:deint=interlaced']
 }
 

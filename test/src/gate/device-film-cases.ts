@@ -605,6 +605,13 @@ const unseen: GateCase[] = [
 ]
 
 const around: GateCase[] = [
+  {
+    name: 'a film of two pixels by two',
+    needs,
+    make: film('-f', 'lavfi', '-i', 'color=white:s=2x2:r=25:d=0.4', '-c:v', 'libvpx', 'tiny.webm'),
+    leaves: ['mp4'],
+    equal: lasts(10, 400),
+  },
   ...['late.mkv', 'late.mp4'].map((name): GateCase => ({
     name: `pictures that begin eight seconds after the sound, ${name}`,
     needs,
