@@ -33,10 +33,11 @@ const kinds = new Map([
  * @see PNG (Third Edition), sections 5 and 11.
  */
 export function readPng(bytes: Buffer, options: ReadOptions): PictureFacts {
-  const { chunks, end, damagedAt, cutAt } = walk(bytes)
+  const { chunks: all, end, damagedAt, cutAt } = walk(bytes)
   // What Xcode makes of PNGs: another order of samples, and data without their head.
-  if (chunks[0]?.name === 'CgBI') throw new UnsupportedPicture('compression')
+  if (all[0]?.name === 'CgBI') throw new UnsupportedPicture('compression')
   if (damagedAt !== undefined && !options.salvage) throw new DamagedPicture(damagedAt)
+  const chunks = withFirstFrame(bytes, all)
   const [header] = chunks
   if (header?.name !== 'IHDR' || header.content.length !== 13) throw new DamagedPicture(8)
   const size = {
@@ -49,7 +50,7 @@ export function readPng(bytes: Buffer, options: ReadOptions): PictureFacts {
   const coded = chunks.find(({ name }) => name === 'IDAT')
   if (coded === undefined) throw new DamagedPicture(damagedAt ?? end)
   const removed = new Set<string>()
-  for (const { name, content } of chunks) {
+  for (const { name, content } of all) {
     if (!coding.has(name)) removed.add(kindOf(name, content))
   }
   if (bytes.length > end) removed.add('trailer')
@@ -79,6 +80,46 @@ export function readPng(bytes: Buffer, options: ReadOptions): PictureFacts {
     ...(damagedAt === undefined ? {} : { damagedAt }),
     ...(cutAt === undefined ? {} : { cutAt }),
   }
+}
+
+/**
+ * An animation whose default picture is none of its frames: whoever knows animations sees its first frame,
+ * and never that picture.
+ *
+ * @throws DamagedPicture
+ * @see PNG (Third Edition), 11.3.6: `acTL` and the first `fcTL` come before `IDAT` where that is a frame.
+ */
+function withFirstFrame(bytes: Buffer, chunks: readonly Chunk[]): readonly Chunk[] {
+  const place = (wanted: string) => chunks.findIndex(({ name }) => name === wanted)
+  const [animation, control, coded] = [place('acTL'), place('fcTL'), place('IDAT')]
+  const [header] = chunks
+  const frame = chunks[control]
+  if (animation < 0 || animation > coded || control < coded || coded < 0) return chunks
+  if (frame === undefined || header?.content.length !== 13) return chunks
+  const behind = chunks.slice(control + 1)
+  const ends = behind.findIndex(({ name }) => name === 'fcTL')
+  const pieces = behind
+    .slice(0, ends < 0 ? behind.length : ends)
+    .filter(({ name }) => name === 'fdAT')
+  if (pieces.length === 0) return chunks
+  const data = pieces.map(({ start, content }) => {
+    const checked = bytes.subarray(start + 4, start + 8 + content.length)
+    const sum = start + 8 + content.length
+    if (sum + 4 <= bytes.length && crc32(checked) !== bytes.readUInt32BE(sum)) {
+      throw new DamagedPicture(start)
+    }
+    return { name: 'IDAT', start, content: content.subarray(4) }
+  })
+  if (frame.content.length !== 26) throw new DamagedPicture(frame.start)
+  const size = frame.content.subarray(4, 12)
+  const inside = [0, 4].every((at) => {
+    const [side, whole] = [size.readUInt32BE(at), header.content.readUInt32BE(at)]
+    return side > 0 && side + frame.content.readUInt32BE(12 + at) <= whole
+  })
+  if (!inside) throw new DamagedPicture(frame.start)
+  const content = Buffer.concat([size, header.content.subarray(8)])
+  const others = chunks.slice(1).filter(({ name }) => name !== 'IDAT' && name !== 'IEND')
+  return [{ ...header, content }, ...others, ...data]
 }
 
 /**

@@ -11,7 +11,7 @@ import type { GateCase, Outcome } from './cases.ts'
 import { box, changed, chunk, decoded, film, h264, picture } from './make-films.ts'
 import { makeHeic } from './make-heif.ts'
 import type { CodedPicture } from './make-heif.ts'
-import { makeTiff } from './make-pictures.ts'
+import { animatedPng, makeTiff } from './make-pictures.ts'
 import { pixelsOf } from './pixels.ts'
 import { file, firstBytes } from './write-case.ts'
 
@@ -34,6 +34,35 @@ const isBlue: NonNullable<GateCase['equal']> = async (outcomes) => {
   const [red = 255, , blue = 0] = (await pixelsOf(firstBytes(outcomes))).data
   assert.ok(red < 32 && blue > 223, `red ${red}, blue ${blue}`)
 }
+
+/** One whose default picture is none of its frames. */
+async function besideItsFrames(): Promise<Buffer> {
+  const [hidden, shown] = await Promise.all(
+    ['red', 'blue'].map(async (background) =>
+      pixelsOf(
+        await sharp({ create: { width: side, height: side, channels: 3, background } })
+          .png()
+          .toBuffer(),
+      ),
+    ),
+  )
+  assert.ok(hidden && shown)
+  const png = animatedPng([hidden, shown, shown])
+  const at = png.indexOf('fcTL') - 4
+  // Without its control the first is no frame any more.
+  return Buffer.concat([png.subarray(0, at), png.subarray(at + 12 + 26)])
+}
+
+const stills: readonly GateCase[] = (['analysis', 'faithful', 'compact'] as const).map(
+  (profile) => ({
+    name: `an APNG whose default picture is none of its frames, ${profile}`,
+    profile,
+    make: file('a.png', besideItsFrames),
+    leaves: [profile === 'compact' ? 'jpg' : 'png'],
+    removed: ['animation'],
+    equal: isBlue,
+  }),
+)
 
 /** Samples beside red, green and blue in each pixel; what they are, `kinds` says. */
 function tiffOf(kinds: readonly number[], samplesOf: (pixel: number) => readonly number[]): Buffer {
@@ -294,4 +323,10 @@ const films: readonly GateCase[] = [
   })),
 ]
 
-export const unseenCases: readonly GateCase[] = [...pictures, ...channelCases, ...sounds, ...films]
+export const unseenCases: readonly GateCase[] = [
+  ...pictures,
+  ...stills,
+  ...channelCases,
+  ...sounds,
+  ...films,
+]
