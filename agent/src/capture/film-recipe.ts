@@ -207,7 +207,11 @@ function woven(first: FirstPicture | undefined): string[] {
 /** What the container cuts off at the edges is not to be seen, and does not leave. */
 function croppedTo(crop: Crop | undefined): string[] {
   if (crop === undefined) return []
-  return [`crop=${crop.widthPixels}:${crop.heightPixels}:${crop.left}:${crop.top}`]
+  const { widthPixels: width, heightPixels: height, left, top } = crop
+  // From version 7.1 on ffmpeg has cut it off already.
+  return [
+    `crop=w='min(iw,${width})':h='min(ih,${height})':x='if(gt(iw,${width}),${left})':y='if(gt(ih,${height}),${top})'`,
+  ]
 }
 
 /** H.264 has no transparency: what could not be seen becomes black. */
