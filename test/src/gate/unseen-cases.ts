@@ -166,13 +166,17 @@ function wavOf(bits: 16 | 24 | 32, used: number): Buffer {
 
 function aiffOf(bits: 16 | 24 | 32, used: number): Buffer {
   const data = toneAbove(bits, used, true)
-  const common = Buffer.from('0001000000000000400bfa00000000000000', 'hex')
-  common.writeUInt32BE(8000, 2)
-  common.writeUInt16BE(used, 6)
+  const described = Buffer.from('0001000000000000400bfa00000000000000', 'hex')
+  described.writeUInt32BE(8000, 2)
+  described.writeUInt16BE(used, 6)
   const sound = Buffer.concat([Buffer.alloc(8), data])
   return chunk(
     'FORM',
-    Buffer.concat([Buffer.from('AIFF'), chunk('COMM', common, true), chunk('SSND', sound, true)]),
+    Buffer.concat([
+      Buffer.from('AIFF'),
+      chunk('COMM', described, true),
+      chunk('SSND', sound, true),
+    ]),
     true,
   )
 }
