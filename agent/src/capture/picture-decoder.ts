@@ -239,14 +239,19 @@ function createFeed(): Feed {
             wake = Promise.withResolvers<void>()
             continue
           }
+          const stream = entry.stream[Symbol.asyncIterator]()
+          const next = () =>
+            stream.next().catch((error: unknown) => {
+              entry.taken.reject(error)
+              throw error
+            })
           try {
-            yield* entry.head
-            yield* entry.stream
-            entry.taken.resolve()
-          } catch (error) {
-            entry.taken.reject(error)
-            throw error
+            // One by one: a list that is delegated to cannot be told that nobody reads any more.
+            for (const piece of entry.head) yield piece
+            for (let given = await next(); given.done !== true; given = await next())
+              yield given.value
           } finally {
+            await stream.return?.()
             // Whoever stopped reading has its own reason, which its exit tells.
             entry.taken.resolve()
           }

@@ -20,6 +20,11 @@ for (;;) {
   const frame = await whole.next(100 * 1024 ** 2)
   if (frame === undefined) break
   const trick = Object.keys(tricks).find((word) => frame.bytes.includes(`please ${word}`))
+  const lastWords = frame.bytes.indexOf('please answer, then die')
+  if (lastWords >= 0) {
+    await answer(frame.bytes.subarray(0, lastWords))
+    process.kill(process.pid, 'SIGSEGV')
+  }
   if (trick !== undefined) tricks[trick]?.()
   else await answer(frame.bytes)
 }

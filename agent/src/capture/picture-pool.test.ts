@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { after, describe, it } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import sharp from 'sharp'
 import type { ErrorCode } from '@sluice/protocol/errors'
 import { detectIsolation } from '../sandbox.ts'
@@ -94,6 +95,24 @@ describe('the pool of picture decoders', () => {
       assert.equal(again.media.length, 1)
     })
   }
+
+  it('refuses one picture, and no more, when its decoder dies before it gets it', async () => {
+    const dangerousTestOnlyScript = new URL('./picture-pool.test-decoder.ts', import.meta.url)
+    const die = Buffer.concat([picture, Buffer.from('please answer, then die')])
+    for (let round = 0; round < 5; round += 1) {
+      await using pictures = openPicturePool({ isolation, width: 1, dangerousTestOnlyScript })
+      const through = { ...gate, pictures }
+      const last = await passGate(file('last.png', die), through)
+      await last[Symbol.asyncDispose]()
+      // It ends now, before or while the next picture is written to it.
+      await sleep(round * 20)
+      await assert.rejects(passGate(file('late.png', picture), through), {
+        code: 'media.decoder_failed',
+      })
+      await using again = await passGate(file('again.png', picture), through)
+      assert.equal(again.media.length, 1)
+    }
+  })
 
   it('refuses what no decoder can be started for, and says so', async () => {
     const dangerousTestOnlyScript = new URL('./no-such-script.ts', import.meta.url)
