@@ -173,8 +173,8 @@ export function tooLarge(what: 'film' | 'sound', why: string, limit: string): Sl
   })
 }
 
-export function commonDivisor(a: number, b: number): number {
-  return b === 0 ? a : commonDivisor(b, a % b)
+export function greatestDivisor(a: number, b: number): number {
+  return b === 0 ? a : greatestDivisor(b, a % b)
 }
 
 export type Ahead = Readable & {

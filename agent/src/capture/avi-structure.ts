@@ -1,7 +1,7 @@
 /** Reads the head of an AVI for the facts that are needed before anything decodes it. */
 import { limits } from '@sluice/protocol/limits'
 import {
-  commonDivisor,
+  greatestDivisor,
   corruptMedium,
   placed,
   readAhead,
@@ -136,7 +136,7 @@ function firstPictures(header: Buffer): Frames | undefined {
     const scale = header.readUInt32LE(head.start + 20)
     const rate = header.readUInt32LE(head.start + 24)
     if (rate === 0 || scale === 0) return undefined
-    const clockHz = rate / commonDivisor(scale, rate)
+    const clockHz = rate / greatestDivisor(scale, rate)
     return { number: String(i).padStart(2, '0'), frameMs: (scale * 1000) / rate, clockHz }
   }
   return undefined

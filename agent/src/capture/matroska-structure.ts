@@ -2,7 +2,7 @@
 import { isSluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
 import {
-  commonDivisor,
+  greatestDivisor,
   cropped,
   corruptMedium,
   placed,
@@ -119,7 +119,7 @@ export async function readMatroskaEnd(
   return {
     lastMs: ms(walk.last - walk.first),
     untilMs: Math.max(0, durationMs - ms(walk.first)),
-    clockHz: 1_000_000_000 / commonDivisor(walk.scale, 1_000_000_000),
+    clockHz: 1_000_000_000 / greatestDivisor(walk.scale, 1_000_000_000),
   }
 }
 
