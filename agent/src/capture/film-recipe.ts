@@ -136,7 +136,7 @@ function encodePicture(ask: Ask): Picture {
   const filters = [
     forwards,
     ...(profile.depth === '8' ? woven(first) : []),
-    ...croppedTo(ask.facts.picture?.crop),
+    ...croppedTo(ask.facts.picture),
     ...(first?.alpha === true ? onBlack : []),
     ...scaledTo(profile.sidePixelsMax),
     ...(maps ? toneMap(first) : []),
@@ -204,14 +204,17 @@ function woven(first: FirstPicture | undefined): string[] {
   return ['bwdif=mode=send_frame:parity=auto:deint=interlaced']
 }
 
-/** What the container cuts off at the edges is not to be seen, and does not leave. */
-function croppedTo(crop: Crop | undefined): string[] {
+/**
+ * What the container cuts off at the edges is not to be seen, and does not leave; of pictures that are
+ * coded in another size than it says, nobody knows what it means.
+ */
+function croppedTo(picture: AvFacts['picture']): string[] {
+  const crop = picture?.crop
   if (crop === undefined) return []
-  const { widthPixels: width, heightPixels: height, left, top } = crop
-  // From version 7.1 on ffmpeg has cut it off already.
-  return [
-    `crop=w='min(iw,${width})':h='min(ih,${height})':x='if(gt(iw,${width}),${left})':y='if(gt(ih,${height}),${top})'`,
-  ]
+  const known = `eq(iw,${picture?.widthPixels})*eq(ih,${picture?.heightPixels})`
+  const side = (inside: number, other: string) => `'if(${known},${inside},${other})'`
+  const size = `w=${side(crop.widthPixels, 'iw')}:h=${side(crop.heightPixels, 'ih')}`
+  return [`crop=${size}:x=${side(crop.left, '0')}:y=${side(crop.top, '0')}`]
 }
 
 /** H.264 has no transparency: what could not be seen becomes black. */
