@@ -1,5 +1,5 @@
 /** Decides how ffmpeg makes a film of ours out of one of unknown origin; pure, so that each word of it can be broken in a test. */
-import type { AvFacts, Crop, PlayedTracks } from './av-facts.ts'
+import type { AvFacts, PlayedTracks } from './av-facts.ts'
 import type { FirstPicture } from './first-picture.ts'
 import type { FilmProfile, SoundProfile } from './profiles.ts'
 import type { SourceFormat } from './sniff.ts'
