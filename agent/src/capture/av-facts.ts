@@ -68,6 +68,8 @@ export type AvFacts = {
   sound: SoundFacts | undefined
   /** Which of its pictures and sounds those are, where it is not the first ones. */
   tracks?: PlayedTracks
+  /** Where it ends, when more lies behind it: a demuxer would look through all of that for more. */
+  endAt?: number
   /** Kinds of metadata and tracks that will not be taken along. */
   removed: string[]
 }

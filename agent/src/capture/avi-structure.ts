@@ -28,6 +28,7 @@ export async function readAvi(source: Readable, options: ReadOptions = {}): Prom
   let headerAt = 0
   let pictures = false
   let count = 0
+  let endAt: number | undefined
   for (let at = 0; at + 12 <= source.bytes;) {
     const head = await source.read(at, 12)
     const name = head.toString('latin1', 0, 4)
@@ -35,6 +36,7 @@ export async function readAvi(source: Readable, options: ReadOptions = {}): Prom
     if (name !== 'RIFF') {
       if (at === 0) throw corruptMedium('film', { byte: 0 })
       removed.add('trailer')
+      endAt = at
       break
     }
     const end = at + 8 + unfinished(head.readUInt32LE(4))
@@ -72,7 +74,8 @@ export async function readAvi(source: Readable, options: ReadOptions = {}): Prom
   if (header === undefined || !pictures) throw corruptMedium('film', { byte: source.bytes })
   const whole = header
   const found = placed(headerAt, () => readHeader(whole, removed))
-  const facts = { ...found, removed: [...removed].toSorted() }
+  const ended = endAt === undefined ? {} : { endAt }
+  const facts = { ...found, ...ended, removed: [...removed].toSorted() }
   requireLimits(facts)
   return facts
 }

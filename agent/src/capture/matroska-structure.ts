@@ -89,9 +89,18 @@ export async function readMatroska(source: Readable, options: ReadOptions = {}):
   const segment = await elementAt(ahead, head.end, source.bytes)
   if (segment.id !== ids.segment) throw corruptMedium('film', { byte: head.end })
   const found = await readSegment(ahead, segment, options)
-  const facts = { ...found, removed: [...found.removed].toSorted() }
+  const ended = (await isFollowed(ahead, segment)) ? { endAt: segment.end } : {}
+  if (ended.endAt !== undefined) found.removed.add('trailer')
+  const facts = { ...found, ...ended, removed: [...found.removed].toSorted() }
   requireLimits(facts)
   return facts
+}
+
+/** Whether anything but another file of the kind lies behind it: those may be joined. */
+async function isFollowed(source: Ahead, segment: Element): Promise<boolean> {
+  if (segment.unknown || segment.end >= source.bytes) return false
+  const behind = await source.read(segment.end, Math.min(4, source.bytes - segment.end))
+  return behind.length < 4 || behind.readUInt32BE(0) !== ids.ebml
 }
 
 /**

@@ -139,7 +139,7 @@ async function readContainer(source: Source, options: ReadOptions): Promise<AvFa
   const demuxer = demuxers[source.format]
   if (demuxer === 'matroska') return readMatroska(source, options)
   if (demuxer === 'avi') return readAvi(source, options)
-  return demuxer === 'mpegts' ? readTransport(source) : readMovie(source, options)
+  return demuxer === 'mpegts' ? readTransport(source, options) : readMovie(source, options)
 }
 
 /**
@@ -415,11 +415,12 @@ async function extractSound(encoding: FilmEncoding): Promise<NormalisedMedium> {
 }
 
 function filmInput(encoding: FilmEncoding): FilmInput {
-  const { source, bytes } = encoding
+  const { source, bytes, facts } = encoding
+  const part = facts.endAt === undefined ? '' : `subfile,,start,0,end,${facts.endAt},,:`
   return {
     input: (at) => [
       '-protocol_whitelist',
-      bytes === undefined ? 'file' : 'pipe',
+      bytes === undefined ? 'file,subfile' : 'pipe',
       '-f',
       demuxers[source.format] ?? 'mov',
       '-codec_whitelist',
@@ -429,7 +430,7 @@ function filmInput(encoding: FilmEncoding): FilmInput {
       '-threads',
       String(threadsFor(encoding)),
       '-i',
-      bytes === undefined ? `file:${at('medium')}` : 'pipe:0',
+      bytes === undefined ? `${part}file:${at('medium')}` : 'pipe:0',
     ],
     ...(bytes === undefined ? { inputs: { medium: source.path } } : { stdin: bytes() }),
   }

@@ -271,6 +271,11 @@ const parsers: [string, Buffer, (bytes: Buffer) => Promise<unknown>][] = [
   ['AVI', avi, (bytes) => readAvi(readable(bytes))],
   ['AVI, salvaged', avi, (bytes) => readAvi(readable(bytes), { salvage: true })],
   ['transport stream', transport(), (bytes) => readTransport(readable(bytes))],
+  [
+    'transport stream with room behind it, salvaged',
+    Buffer.concat([transport(), zeros(64 * 188)]),
+    (bytes) => readTransport(readable(bytes), { salvage: true }),
+  ],
   ['transport streams joined', joinedTransport(), (bytes) => isJoined(readable(bytes))],
   [
     'transport streams that follow on',

@@ -1,7 +1,7 @@
 /** Reads the tables of an MPEG transport stream for the facts that are needed before anything decodes it. */
 import { limits } from '@sluice/protocol/limits'
 import { corruptMedium, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
-import type { AvFacts, Readable } from './av-facts.ts'
+import type { AvFacts, Readable, ReadOptions } from './av-facts.ts'
 import { foreignCodec } from './film-codecs.ts'
 import { findPackets } from './sniff-av.ts'
 import type { FoundPackets } from './sniff-av.ts'
@@ -41,11 +41,14 @@ type Stream = { type: number; pid: number }
  *   scrambled or there is nothing to see or hear, `media.too_large`.
  * @see ISO/IEC 13818-1, 2.4.3 and 2.4.4.
  */
-export async function readTransport(source: Readable): Promise<AvFacts> {
+export async function readTransport(source: Readable, options: ReadOptions = {}): Promise<AvFacts> {
   const head = await source.read(0, Math.min(lookBytes, source.bytes))
   const packets = findPackets(head.subarray(0, 4096))
   if (packets === undefined) throw corruptMedium('film', { byte: 0 })
   const { packetBytes, offset } = packets
+  const endAt = await findLastInStep(source, packets)
+  // What lies behind may have been packets as well.
+  if (endAt !== undefined && options.salvage !== true) throw corruptMedium('film', { byte: endAt })
   // A packet of M2TS begins with a time stamp; its 0x47 is where the offset points all the same.
   const streams = readTables(head, packets)
   const removed = new Set<string>()
@@ -65,9 +68,9 @@ export async function readTransport(source: Readable): Promise<AvFacts> {
   if (pictures.length > 1 || sounds.length > 1) removed.add('further-tracks')
   const [picture] = pictures
   const clock = (picture ?? sounds[0])?.pid
-  const tailAt = Math.max(0, source.bytes - lookBytes)
-  const aligned = tailAt + ((((offset - tailAt) % packetBytes) + packetBytes) % packetBytes)
-  const tail = await source.read(aligned, Math.max(0, source.bytes - aligned))
+  const end = endAt ?? source.bytes
+  const aligned = alignedAt(Math.max(0, end - lookBytes), packets)
+  const tail = await source.read(aligned, Math.max(0, end - aligned))
   const first = clock === undefined ? [] : readClock(head, { packetBytes, offset }, clock)
   const last = clock === undefined ? [] : readClock(tail, { packetBytes, offset: 0 }, clock)
   const facts: AvFacts = {
@@ -88,10 +91,46 @@ export async function readTransport(source: Readable): Promise<AvFacts> {
       sounds.length > 0 || streams.some(({ type }) => type === 0x06)
         ? { sampleRateHz: 0, channels: 0 }
         : undefined,
+    ...(endAt === undefined ? {} : { endAt }),
     removed: [...removed].toSorted(),
   }
   requireLimits(facts)
   return facts
+}
+
+/** The next place where a packet should begin. */
+function alignedAt(at: number, { packetBytes, offset }: FoundPackets): number {
+  return at + ((((offset - at) % packetBytes) + packetBytes) % packetBytes)
+}
+
+/**
+ * Where packets stop, when the end of the file holds none: recorders make room beforehand, and what lost its
+ * disk has holes. Found by halves: with several holes it is one of their edges.
+ */
+async function findLastInStep(
+  source: Readable,
+  packets: FoundPackets,
+): Promise<number | undefined> {
+  const { packetBytes } = packets
+  const lookedAt = 64 * packetBytes
+  const look = async (at: number) => {
+    const some = await source.read(at, Math.max(0, Math.min(lookedAt, source.bytes - at)))
+    const whole = Math.floor(some.length / packetBytes)
+    return Array.from({ length: whole }, (_, i) => some[i * packetBytes] === 0x47)
+  }
+  const inStep = async (at: number) => {
+    const found = await look(at)
+    return found.filter(Boolean).length * 2 >= found.length
+  }
+  let good = packets.offset
+  let bad = alignedAt(Math.max(0, source.bytes - lookedAt), packets)
+  if (bad <= good || (await inStep(bad))) return undefined
+  while (bad - good > packetBytes) {
+    const middle = alignedAt(Math.floor((good + bad) / 2) - packetBytes + 1, packets)
+    if (await inStep(middle)) good = middle
+    else bad = middle
+  }
+  return good + ((await look(good)).lastIndexOf(true) + 1) * packetBytes
 }
 
 /**

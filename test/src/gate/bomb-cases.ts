@@ -1,11 +1,12 @@
 /** Small files that want much: memory, time or depth. Each is refused, within bounds that `bombs.long.test.ts` measures. */
 
+import { truncateSync } from 'node:fs'
 import { deflateSync } from 'node:zlib'
 
 import { oggPage } from '@sluice/agent/capture/ogg-page.test-setup'
 
 import type { GateCase } from './cases.ts'
-import { be32, box, bytesNamed, changed, film, le32, tone } from './make-films.ts'
+import { be32, box, bytesNamed, changed, film, h264, le32, tone } from './make-films.ts'
 import { box as heifBox, u16, u32 } from './make-heif.ts'
 import { chunk as pngChunk, makeTiff, rgbPage, withChunks } from './make-pictures.ts'
 import { drawScene, picture } from './pixels.ts'
@@ -573,4 +574,47 @@ function riffWith(...parts: readonly Buffer[]): Buffer {
   return riff('RIFF', Buffer.concat(parts))
 }
 
-export const bombCases: readonly GateCase[] = [...pictures, ...films, ...sounds]
+/** A sparse file: what lies behind the film takes no room, and would take a minute to read. */
+function endless(name: string): GateCase['make'] {
+  const make = film('-f', 'lavfi', '-i', 'testsrc2=s=64x48:r=10:d=1', ...h264, name)
+  return (folder) => {
+    const path = make(folder)
+    truncateSync(path, 10 * 1024 * MiB)
+    return path
+  }
+}
+
+const sparse: readonly GateCase[] = [
+  ...['a.avi', 'a.mkv', 'a.mp4'].map((name): GateCase => ({
+    name: `a bomb: ten gibibytes of nothing behind ${name}`,
+    needs,
+    make: endless(name),
+    leaves: ['mp4'],
+    removed: ['trailer'],
+  })),
+  {
+    name: 'a bomb: ten gibibytes of nothing behind a transport stream',
+    needs,
+    make: endless('a.ts'),
+    refused: { code: 'media.corrupt', says: /at byte \d{4}\b/ },
+  },
+  {
+    name: 'a bomb: the same, when what is left is asked for',
+    needs,
+    salvage: true,
+    make: endless('a.ts'),
+    leaves: ['mp4'],
+  },
+  {
+    name: 'a bomb: ten gibibytes of nothing behind a sound',
+    needs,
+    make: (folder) => {
+      const path = film(...tone, '-t', '1', 'a.mp3')(folder)
+      truncateSync(path, 10 * 1024 * MiB)
+      return path
+    },
+    refused: tooLarge,
+  },
+]
+
+export const bombCases: readonly GateCase[] = [...pictures, ...films, ...sounds, ...sparse]

@@ -45,7 +45,9 @@ export type GateCase = {
 export async function proveCase(row: GateCase, gate: Gate, folder: string): Promise<void> {
   assert.ok((row.refused === undefined) !== (row.leaves === undefined), 'a row says one verdict')
   const file = await row.make(folder)
-  const source = await readFile(file)
+  // Some are larger than memory, and nobody asks for their bytes.
+  const isAsked = row.gone !== undefined || row.equal !== undefined
+  const source = isAsked ? await readFile(file) : Buffer.alloc(0)
   for (const canary of row.gone ?? []) {
     assert.ok(source.includes(canary), `the input does not hold ${String(canary)}`)
   }

@@ -667,6 +667,35 @@ const around: GateCase[] = [
     removed: ['trailer'],
     equal: lasts(50, 2000),
   },
+  ...['a.avi', 'a.mkv'].map((name): GateCase => ({
+    name: `room that was made behind ${name}, and not needed`,
+    needs,
+    make: changed(film(...picture, ...tone, ...h264, name), (bytes) =>
+      Buffer.concat([bytes, Buffer.alloc(3_000_000)]),
+    ),
+    leaves: both,
+    removed: ['trailer'],
+    equal: lasts(50, 2000),
+  })),
+  {
+    name: 'a transport stream of which only zeros are left behind some place',
+    needs,
+    make: changed(film(...picture, ...tone, ...h264, 'a.ts'), (bytes) => bytes.fill(0, 20_680)),
+    refused: { code: 'media.corrupt', says: /at byte 20680\b/ },
+  },
+  {
+    name: 'what is left of one with room behind it',
+    needs,
+    salvage: true,
+    make: changed(film(...picture, ...tone, ...h264, 'a.ts'), (bytes) =>
+      Buffer.concat([bytes, Buffer.alloc(3_000_000)]),
+    ),
+    leaves: both,
+    equal: ([outcome]) => {
+      assert.equal(outcome?.partial, true)
+      assert.equal(outcome.frames, 50)
+    },
+  },
   {
     name: 'a transport stream behind what is none',
     needs,
