@@ -80,7 +80,10 @@ export async function openSource(file: string): Promise<Source> {
     const opened = await handle.stat({ bigint: true })
     if (!opened.isFile()) throw notAFile('it is not a regular file')
     const bytes = Number(opened.size)
-    if (bytes === 0) throw new SluiceError('media.empty', 'the file is empty')
+    if (bytes === 0)
+      throw new SluiceError('media.empty', 'the file is empty', {
+        hint: 'Copy it from the device again.',
+      })
     const read = (offset: number, length: number) => readExactly(handle, offset, length)
     const found = await sniff({ bytes, read })
     if (!found.supported) throw unsupported(found.name, found.instead)
