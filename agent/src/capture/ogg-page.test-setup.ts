@@ -15,12 +15,18 @@ export function oggPage(options: {
   head.writeUInt32LE(sequence, 18)
   head.writeUInt8(1, 26)
   head.writeUInt8(body.length, 27)
-  const page = Buffer.concat([head, body])
+  return withChecksum(Buffer.concat([head, body]))
+}
+
+/** The page with a checksum that is right. @see RFC 3533, section 6: CRC-32, not reflected, its own field zero. */
+export function withChecksum(page: Buffer): Buffer {
+  const copy = Buffer.from(page)
+  copy.writeUInt32LE(0, 22)
   let sum = 0
-  for (const byte of page) {
+  for (const byte of copy) {
     sum ^= byte << 24
     for (let bit = 0; bit < 8; bit++) sum = sum & 0x80000000 ? (sum << 1) ^ 0x04c11db7 : sum << 1
   }
-  page.writeUInt32LE(sum >>> 0, 22)
-  return page
+  copy.writeUInt32LE(sum >>> 0, 22)
+  return copy
 }

@@ -1,5 +1,7 @@
 /** Takes an Ogg apart into its pages, and puts changed ones together again. */
 
+import { withChecksum } from '@sluice/agent/capture/ogg-page.test-setup'
+
 /** Pages in order, each a copy that may be changed. */
 export function oggPages(ogg: Buffer): Buffer[] {
   const pages: Buffer[] = []
@@ -15,7 +17,7 @@ export function oggPages(ogg: Buffer): Buffer[] {
 
 /** One after the other, with checksums that are right. */
 export function oggOf(pages: readonly Buffer[]): Buffer {
-  return Buffer.concat(pages.map(summed))
+  return Buffer.concat(pages.map(withChecksum))
 }
 
 /** The page with an empty packet before its others. */
@@ -24,17 +26,4 @@ export function withEmptyPacket(page: Buffer): Buffer {
   const head = Buffer.from(page.subarray(0, 27))
   head.writeUInt8(laces.length, 26)
   return Buffer.concat([head, laces, page.subarray(27 + page.readUInt8(26))])
-}
-
-/** @see RFC 3533, section 6: CRC-32 that is not reflected, its own field taken as zero. */
-function summed(page: Buffer): Buffer {
-  const copy = Buffer.from(page)
-  copy.writeUInt32LE(0, 22)
-  let sum = 0
-  for (const byte of copy) {
-    sum ^= byte << 24
-    for (let bit = 0; bit < 8; bit++) sum = sum & 0x80000000 ? (sum << 1) ^ 0x04c11db7 : sum << 1
-  }
-  copy.writeUInt32LE(sum >>> 0, 22)
-  return copy
 }
