@@ -5,11 +5,12 @@ import { Command, Option } from 'commander'
 import { type ErrorCode, SluiceError, isSluiceError } from '@sluice/protocol/errors'
 import type { GateProfile, IsolationLevel, ScanMark } from '@sluice/protocol/manifest'
 import { exitCodeOf, exitCodes } from '@sluice/protocol/process/command-line'
-import { type Gate, openGate, passGate } from '../capture/gate.ts'
+import { type Gate, type Passed, openGate, passGate } from '../capture/gate.ts'
 import { gatePolicy } from '../capture/gate-policy.ts'
 import type { NormalisedMedium } from '../capture/normalised.ts'
 import { openPicturePool } from '../capture/picture-pool.ts'
 import { createScanner } from '../capture/scan.ts'
+import { createTurns } from '../capture/turns.ts'
 import { openNewFile, requireFolder, requireFree } from './new-file.ts'
 import { barText, createLine, nameText, sizeText } from './output.ts'
 import { configOf } from './program.ts'
@@ -130,9 +131,12 @@ async function sanitise(
   try {
     const { gate, profile } = await gateFor(options, ending.signal)
     await using pictures = openPicturePool(gate)
+    const turns = createTurns(pictures.width)
     const run: Run = {
-      ...{ plan, sources: await identitiesOf(plan.files), gate: { ...gate, pictures } },
-      ...{ force: options.force === true, check, claimed: new Set() },
+      ...{ plan, sources: await identitiesOf(plan.files), claimed: new Set() },
+      ...{ force: options.force === true, check },
+      pass: (file) => turns.take(() => passGate(file, { ...gate, pictures }), ending.signal),
+      width: 2 * pictures.width,
     }
     const results: (Accepted | Refused)[] = []
     line.set(`0 of ${plan.files.length}`)
@@ -146,7 +150,7 @@ async function sanitise(
     const failures = plan.unlisted.map(({ error }) => error)
     for (const { folder, error } of plan.unlisted) tell(refusalOf(folder, error))
     try {
-      await takeAll(run, failures, { tell, signal: ending.signal, width: pictures.width })
+      await takeAll(run, failures, { tell, signal: ending.signal })
     } finally {
       // Also when a full disk ends it all: what is there by then was written whole.
       line.clear()
@@ -182,18 +186,21 @@ async function gateFor(options: SanitiseOptions, signal: AbortSignal) {
 type Run = {
   plan: Plan
   sources: ReadonlySet<string>
-  gate: Gate
   force: boolean
   check: boolean
   /** Results of this run: none takes the place of another, whether told to overwrite or not. */
   claimed: Set<string>
+  /** Takes a file through the gate when it is its turn. */
+  pass: (file: string) => Promise<Passed>
+  /** Files on their way at once: some pass while others are written, which waits for the disk. */
+  width: number
 }
 
 /** @param failures Gets what is refused or fails, in the order it comes. */
 async function takeAll(
   run: Run,
   failures: SluiceError[],
-  on: { tell: (result: Accepted | Refused) => void; signal: AbortSignal; width: number },
+  on: { tell: (result: Accepted | Refused) => void; signal: AbortSignal },
 ): Promise<void> {
   const { plan } = run
   const waiting = [...plan.files]
@@ -203,6 +210,8 @@ async function takeAll(
       try {
         on.tell(await takeOne(next, run))
       } catch (error) {
+        // It was not its turn yet.
+        if (on.signal.aborted && error === on.signal.reason) return
         if (!isSluiceError(error) || endsAll(error)) {
           waiting.length = 0
           ended = true
@@ -215,7 +224,7 @@ async function takeAll(
       }
     }
   }
-  const workers = Array.from({ length: Math.min(on.width, waiting.length) }, work)
+  const workers = Array.from({ length: Math.min(run.width, waiting.length) }, work)
   // All of them, so that nothing is written any more once the report is.
   for (const worker of await Promise.allSettled(workers))
     if (worker.status === 'rejected') throw worker.reason
@@ -228,7 +237,7 @@ function endsAll({ code }: SluiceError): boolean {
 
 async function takeOne(planned: PlannedFile, run: Run): Promise<Accepted> {
   const { plan, force, check } = run
-  await using passed = await passGate(planned.file, run.gate)
+  await using passed = await run.pass(planned.file)
   const { media } = passed
   const targets = targetsOf(planned, media)
   if (plan.named !== undefined) {
