@@ -337,6 +337,16 @@ const films: readonly GateCase[] = [
     refused: corrupt,
   },
   {
+    name: 'a bomb: a film of a hundred thousand boxes of something, far apart',
+    make: bytesNamed('a.mp4', () =>
+      Buffer.concat([
+        box('ftyp', 'isom', be32(512), 'isom'),
+        times(110_000, box('free', Buffer.alloc(5000, 1))),
+      ]),
+    ),
+    refused: corrupt,
+  },
+  {
     name: 'a bomb: a sound in MP4 of forty million samples in one line',
     needs,
     make: changed(film(...tone, '-c:a', 'aac', 'a.mp4'), (bytes) => {
