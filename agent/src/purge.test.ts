@@ -99,7 +99,8 @@ async function requireEnd({ folder, source }: Awaited<ReturnType<typeof makeHost
 
 it('is finished by the next process, killed at any effect', { timeout: 300_000 }, async () => {
   let nth = 1
-  for (; ; nth += 1) {
+  // `purge-deaths.long.test.ts` kills a whole agent at every one of them.
+  for (; ; nth += 2) {
     const host = await makeHost()
     const end = await run(host.folder, nth)
     if (end !== 0) {
