@@ -208,3 +208,12 @@ export function readAhead(source: Readable, pieceBytes = 256 * 1024): Ahead {
     },
   }
 }
+
+/** A last block is filled up at most this far. */
+const blankBytesMax = 64 * 1024
+
+/** Whether nothing but the zeros lies there that fill up the last block of a recording. */
+export async function isBlank(source: Readable, from: number, to: number): Promise<boolean> {
+  if (to - from > blankBytesMax) return false
+  return (await source.read(from, to - from)).every((byte) => byte === 0)
+}

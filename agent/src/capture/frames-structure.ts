@@ -1,7 +1,7 @@
 /** Walks over sounds that are nothing but frames: MP3, AAC in ADTS, and AMR. */
 import { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
-import { corruptMedium, readAhead, tooLarge } from './av-facts.ts'
+import { corruptMedium, isBlank, readAhead, tooLarge } from './av-facts.ts'
 import type { Ahead, Readable, ReadOptions } from './av-facts.ts'
 import { foreignMagic } from './foreign.ts'
 import { readAdtsHeader, readMp3Header } from './sniff-av.ts'
@@ -80,6 +80,7 @@ export async function walkFrames(source: Readable, walk: FramesWalk): Promise<Fr
       continue
     }
     if (facts.frames === 0) break
+    // Zeros are no frame, whatever they begin like.
     facts.cut = frame === undefined ? isHeadOf(head, format) : !(await isBlank(ahead, at, to))
     if (facts.cut) break
     const next = await passOver(ahead, { at, to, format, soundBytes: at - from })
@@ -214,9 +215,3 @@ function readAmrHeader(head: Buffer, format: 'amr' | 'awb') {
 
 /** Comfort noise, frames that were lost and those without data come behind the types of speech. */
 const pauseTypes = { amr: 8, awb: 9 }
-
-/** A last block is filled with zeros, which are no frame whatever they begin like. */
-async function isBlank(source: Readable, from: number, to: number): Promise<boolean> {
-  if (to - from > trailerBytesMax) return false
-  return (await source.read(from, to - from)).every((byte) => byte === 0)
-}

@@ -1,14 +1,11 @@
 /** Tells recordings that were joined in one transport stream from one that lacks packets, and lets the joined ones follow on. */
 import { unsupportedMedium } from './av-facts.ts'
 import type { Readable } from './av-facts.ts'
-import { findPackets } from './sniff-av.ts'
-import type { FoundPackets } from './sniff-av.ts'
+import { locatePackets, packetsOf, piecesOf } from './transport-packets.ts'
 
 /** What a packet's own head says. */
 type PacketHead = { pid: number; begins: boolean; counter: number; payloadAt: number }
 
-/** Some hundred kilobytes at once. */
-const packetsAtOnce = 2048
 const nullPid = 0x1fff
 
 /**
@@ -56,24 +53,6 @@ export async function* followOn(source: Readable): AsyncGenerator<Buffer> {
     }
     yield some
   }
-}
-
-async function locatePackets(source: Readable): Promise<FoundPackets | undefined> {
-  return findPackets(await source.read(0, Math.min(4096, source.bytes)))
-}
-
-/** The file behind the offset, in pieces that begin with a packet. */
-async function* piecesOf(
-  source: Readable,
-  { packetBytes, offset }: FoundPackets,
-): AsyncGenerator<Buffer> {
-  const atOnce = packetBytes * packetsAtOnce
-  for (let at = offset; at < source.bytes; at += atOnce)
-    yield await source.read(at, Math.min(atOnce, source.bytes - at))
-}
-
-function* packetsOf(piece: Buffer, { packetBytes }: FoundPackets): Generator<Buffer> {
-  for (let at = 0; at + 188 <= piece.length; at += packetBytes) yield piece.subarray(at, at + 188)
 }
 
 /** @returns undefined for what has no counter: packets that only fill up, or are none. */

@@ -145,9 +145,7 @@ type Walk = {
 async function walkBlocks(source: Ahead, parent: Element, walk: Walk): Promise<void> {
   for (let at = parent.start; at < parent.end;) {
     if (++walk.count > elementsMax) throw corruptMedium('film', { byte: at })
-    const held = source.held(at, Math.min(headBytesOfElement, parent.end - at))
-    const element =
-      held === undefined ? await elementAt(source, at, parent.end) : elementOf(held, at)
+    const element = heldElement(source, at, parent.end) ?? (await elementAt(source, at, parent.end))
     if (element.unknown || element.end > parent.end) throw corruptMedium('film', { byte: at })
     const { id, start, end } = element
     if (id === ids.cluster || id === ids.blockGroup) await walkBlocks(source, element, walk)
@@ -181,7 +179,7 @@ async function walkBlocks(source: Ahead, parent: Element, walk: Walk): Promise<v
 }
 
 function timestampScale(info: Buffer): number {
-  const scale = elementsIn(info).find(({ id }) => id === ids.timestampScale)
+  const scale = elementsIn(info).findLast(({ id }) => id === ids.timestampScale)
   return scale === undefined ? 1_000_000 : unsigned(info, scale)
 }
 
@@ -209,8 +207,7 @@ async function readSegment(source: Ahead, segment: Element, options: ReadOptions
   const end = Math.min(segment.end, source.bytes)
   for (let at = segment.start; at + 2 <= end;) {
     if (++count > elementsMax) throw corruptMedium('film', { byte: at })
-    const held = source.held(at, Math.min(headBytesOfElement, end - at))
-    const element = held === undefined ? await elementAt(source, at, end) : elementOf(held, at)
+    const element = heldElement(source, at, end) ?? (await elementAt(source, at, end))
     // Of a stream that went to a pipe, the end of a cluster is not known: its blocks follow here.
     hasPictures ||= element.id === ids.cluster
     if (element.unknown && element.id === ids.cluster) {
@@ -249,15 +246,13 @@ async function readSegment(source: Ahead, segment: Element, options: ReadOptions
 }
 
 function readInfo(info: Buffer, removed: Set<string>): number {
-  let scale = 1_000_000
   let duration = 0
   for (const element of elementsIn(info)) {
-    if (element.id === ids.timestampScale) scale = unsigned(info, element)
     if (element.id === ids.duration) duration = float(info, element)
     if (element.id === ids.date) removed.add('time')
     if (element.id === ids.title || element.id === ids.fileName) removed.add('text')
   }
-  const durationMs = Math.round((duration * scale) / 1_000_000)
+  const durationMs = Math.round((duration * timestampScale(info)) / 1_000_000)
   return Number.isFinite(durationMs) && durationMs > 0 ? durationMs : 0
 }
 
@@ -363,6 +358,12 @@ function readAudio(tracks: Buffer, audio: Element | undefined): SoundFacts {
 
 async function elementAt(source: Readable, at: number, end: number): Promise<Element> {
   return elementOf(await source.read(at, Math.max(0, Math.min(headBytesOfElement, end - at))), at)
+}
+
+/** The same without waiting, where its head has been read already. */
+function heldElement(source: Ahead, at: number, end: number): Element | undefined {
+  const held = source.held(at, Math.min(headBytesOfElement, end - at))
+  return held === undefined ? undefined : elementOf(held, at)
 }
 
 /** A name of four bytes and a size of eight. */

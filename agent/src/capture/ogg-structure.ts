@@ -1,7 +1,14 @@
 /** Walks over the pages of an Ogg file: what is in it, how long it is, and whether every page is whole. */
 import type { SluiceError } from '@sluice/protocol/errors'
 import { limits } from '@sluice/protocol/limits'
-import { corruptMedium, readAhead, requireLimits, tooLarge, unsupportedMedium } from './av-facts.ts'
+import {
+  corruptMedium,
+  isBlank,
+  readAhead,
+  requireLimits,
+  tooLarge,
+  unsupportedMedium,
+} from './av-facts.ts'
 import type { Readable, ReadOptions } from './av-facts.ts'
 import { intoMatroska } from './foreign.ts'
 
@@ -269,15 +276,12 @@ async function findPage(
   return undefined
 }
 
-/** A last block is filled with zeros at most this far. */
-const blankBytesMax = 64 * 1024
-
 /** Tags of other programs, and zeros, are no part of a sound that has no last page either. */
 async function isRemainder(source: Readable, at: number): Promise<boolean> {
   const left = source.bytes - at
   const name = (await source.read(at, Math.min(8, left))).toString('latin1')
   if (name.startsWith('TAG') || name === 'APETAGEX' || name.startsWith('ID3')) return true
-  return left <= blankBytesMax && (await source.read(at, left)).every((byte) => byte === 0)
+  return isBlank(source, at, source.bytes)
 }
 
 /** One whole page whose checksum is right. */

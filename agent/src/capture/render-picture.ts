@@ -190,10 +190,10 @@ async function proveLastRows(facts: PictureFacts): Promise<void> {
  * Does the work strictly. Where something is amiss and that is allowed, it is done again with what there is,
  * and the result says so.
  */
-async function salvaging(
+async function salvaging<T extends object>(
   options: RenderOptions,
-  work: (options: RenderOptions) => Promise<Rendered>,
-): Promise<Rendered> {
+  work: (options: RenderOptions) => Promise<T>,
+): Promise<T & { partial?: true }> {
   if (!options.salvage) return work(options)
   try {
     return await work({ ...options, salvage: false })
@@ -284,21 +284,11 @@ async function* renderFrames(
   const [first] = facts.pages
   if (first === undefined) return
   const batch = Math.max(1, Math.floor(framesPixelsMax / (first.widthPixels * first.heightPixels)))
-  const decode = async (
-    index: number,
-    count: number,
-  ): Promise<PlainPicture & { partial?: true }> => {
-    const wanted = { index, count, facts, deep: false }
-    try {
-      return await decodePlain(input, { ...wanted, options: { ...options, salvage: false } })
-    } catch (error) {
-      if (!options.salvage || !(error instanceof DamagedPicture)) throw error
-      return { ...(await decodePlain(input, { ...wanted, options })), partial: true }
-    }
-  }
   for (let index = 0; index < facts.pages.length; index += batch) {
     const count = Math.min(batch, facts.pages.length - index)
-    const { partial, ...all } = await decode(index, count)
+    const { partial, ...all } = await salvaging(options, (how) =>
+      decodePlain(input, { index, count, facts, options: how, deep: false }),
+    )
     const frameBytes = all.samples.length / count
     for (let i = 0; i < count; i++) {
       const samples = all.samples.subarray(i * frameBytes, (i + 1) * frameBytes)

@@ -5,6 +5,7 @@ import type { AvFacts, Readable, ReadOptions } from './av-facts.ts'
 import { foreignCodec } from './film-codecs.ts'
 import { findPackets } from './sniff-av.ts'
 import type { FoundPackets } from './sniff-av.ts'
+import { locatePackets, packetsOf, piecesOf } from './transport-packets.ts'
 
 /** Tables come several times a second; a clock stands in every picture. */
 const lookBytes = 4 * 1024 ** 2
@@ -137,32 +138,29 @@ async function findLastInStep(
  * Whether sound is announced and none comes, as of cameras without a microphone; looks at all of it.
  */
 export async function isMuteTransport(source: Readable): Promise<boolean> {
-  const head = await source.read(0, Math.min(lookBytes, source.bytes))
-  const packets = findPackets(head.subarray(0, 4096))
+  const packets = await locatePackets(source)
   if (packets === undefined) return false
-  const streams = readTables(head, packets)
+  const streams = readTables(await source.read(0, Math.min(lookBytes, source.bytes)), packets)
   const sounds = streams.filter(({ type }) => soundTypes.has(type) || type === 0x06)
   const pids = new Set(sounds.map(({ pid }) => pid))
-  const atOnce = Math.floor(lookBytes / packets.packetBytes) * packets.packetBytes
-  for (let at = packets.offset; at < source.bytes; at += atOnce) {
-    const some = await source.read(at, Math.min(atOnce, source.bytes - at))
-    for (const packet of packetsOf(some, { ...packets, offset: 0 })) {
+  for await (const some of piecesOf(source, packets)) {
+    for (const packet of packetsInStep(some, { ...packets, offset: 0 })) {
       if (pids.has(packet.readUInt16BE(1) & 0x1fff) && payloadOf(packet) !== undefined) return false
     }
   }
   return pids.size > 0
 }
 
-function* packetsOf(bytes: Buffer, { packetBytes, offset }: FoundPackets): Generator<Buffer> {
-  for (let at = offset; at + 188 <= bytes.length; at += packetBytes) {
-    if (bytes[at] === 0x47) yield bytes.subarray(at, at + 188)
+function* packetsInStep(bytes: Buffer, packets: FoundPackets): Generator<Buffer> {
+  for (const packet of packetsOf(bytes.subarray(packets.offset), packets)) {
+    if (packet[0] === 0x47) yield packet
   }
 }
 
 function readTables(head: Buffer, packets: FoundPackets): Stream[] {
   const tables = new Set<number>()
   const streams = new Map<number, Stream>()
-  for (const packet of packetsOf(head, packets)) {
+  for (const packet of packetsInStep(head, packets)) {
     const pid = packet.readUInt16BE(1) & 0x1fff
     if ((packet.readUInt8(3) & 0xc0) !== 0 && streams.has(pid)) {
       throw unsupportedMedium('film', 'a scrambled transport stream')
@@ -216,7 +214,7 @@ function readProgram(section: Buffer): Stream[] {
 /** Presentation times of one stream, in ticks of 90 kHz. */
 function readClock(bytes: Buffer, packets: FoundPackets, pid: number): number[] {
   const times: number[] = []
-  for (const packet of packetsOf(bytes, packets)) {
+  for (const packet of packetsInStep(bytes, packets)) {
     if ((packet.readUInt16BE(1) & 0x1fff) !== pid || (packet.readUInt8(1) & 0x40) === 0) continue
     const payload = payloadOf(packet)
     if (payload === undefined || payload.length < 14 || payload.readUIntBE(0, 3) !== 1) continue
